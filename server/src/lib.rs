@@ -1,0 +1,7 @@
+//! The Fencepost server. The log holds only facts, and everything else is made from it.
+//!
+//! The modules, each of which uses only those above it:
+
+#![allow(clippy::missing_errors_doc)]
+
+pub mod clock;
