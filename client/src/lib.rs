@@ -1,1 +1,65 @@
-//! x
+//! What a data pipeline uses to resume where it was, to save its progress, and to be stopped when it has been replaced.
+//!
+//! ```no_run
+//! use fencepost_client::{Checkpoint, Client, Resume};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let client = Client::connect("127.0.0.1:7411").await?;
+//! let worker = client.pipeline("prod/orders").branch("jfk").resume(Resume::new("loader-1").start_fresh()).await?;
+//! let start: u64 = worker.head().map_or(Ok(0), |head| head.position_str().parse())?;
+//! worker
+//!     .run(async {
+//!         for batch in start..start + 3 {
+//!             // Write the batch to its sink here, with worker.token() beside it; then say how far it got.
+//!             worker.commit(Checkpoint::at((batch + 1).to_string()).rows_in(1_000).rows_out(1_000)).await?;
+//!         }
+//!         Ok::<_, fencepost_client::Error>(())
+//!     })
+//!     .await??;
+//! assert_eq!(worker.head().unwrap().position_str(), (start + 3).to_string());
+//! worker.release().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What to rely on
+//!
+//! * A resume mints a fencing token that is higher than every one before. From then on no earlier worker moves the branch.
+//! * [`Worker::commit`] returns success once the checkpoint is durable. It repeats itself under one commit id, so that a
+//!   lost answer neither loses a commit nor makes two.
+//! * [`Worker::run`] drops the work when the lease is lost. What the work had already sent to a sink cannot be called back:
+//!   a sink that is written by more than one worker in its life compares the token in its own atomic write.
+//! * Every error says whether the attempt had an effect ([`Error::applied`]) and the one thing to do about it
+//!   ([`Error::action`]).
+//! * Dropping a worker is like a crash: nothing is sent, and the lease runs out. [`Worker::release`] is the polite way.
+//!
+//! A client belongs to the Tokio runtime it was made in.
+
+mod checkpoint;
+mod client;
+mod commit;
+mod error;
+mod lease;
+mod listing;
+mod pipeline;
+mod resume;
+mod retry;
+mod rpc;
+mod stream;
+mod tail;
+mod worker;
+
+pub use checkpoint::{Checkpoint, StoredCheckpoint};
+pub use client::{Client, ClientBuilder, Transport};
+pub use commit::{Commit, Committed, Outcome};
+pub use error::{Error, Refusal, Result};
+pub use fencepost::log::v1::{Fact, fact::Kind as FactKind};
+pub use fencepost::v1::{BranchInfo, GetStatusResponse as Status, LeaseInfo, PipelineInfo};
+pub use fencepost::{Action, Applied, Lsn, Reason, Token};
+pub use lease::Loss;
+pub use listing::Listing;
+pub use pipeline::{Branch, Pipeline};
+pub use resume::{Resume, Takeover};
+pub use tail::{FactStream, Tail};
+pub use worker::{Predecessor, Worker};

@@ -1,0 +1,158 @@
+//! Names of things on the server and what can be read or asked of them: [`Pipeline`] and [`Branch`].
+
+use fencepost::{Token, v1};
+
+use crate::checkpoint::StoredCheckpoint;
+use crate::client::Client;
+use crate::error::Result;
+use crate::listing::Listing;
+use crate::resume::Resume;
+use crate::rpc::{checkpoints, leases};
+use crate::worker::Worker;
+
+/// A pipeline: the unit of ownership and of atomicity. Only a name; nothing is sent to make one.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    client: Client,
+    name: String,
+}
+
+impl Pipeline {
+    pub(crate) fn new(client: Client, name: String) -> Pipeline {
+        Pipeline { client, name }
+    }
+
+    /// `namespace/name`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The branch of that name.
+    pub fn branch(&self, branch: impl Into<String>) -> Branch {
+        Branch { client: self.client.clone(), pipeline: self.name.clone(), name: branch.into() }
+    }
+
+    /// Its branches with their leases and heads, in the order of their names.
+    pub fn branches(&self) -> Listing<v1::BranchInfo> {
+        self.client.list_branches(self.name.clone(), false)
+    }
+}
+
+/// One independently progressing part of a pipeline. Only a name; nothing is sent to make one.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    client: Client,
+    pipeline: String,
+    name: String,
+}
+
+impl Branch {
+    /// Takes the branch: mints a new fencing token, so that no earlier worker can move the branch any more, and returns
+    /// a worker that stands at the last acknowledged commit.
+    ///
+    /// `resume` is the holder's name, or a [`Resume`] where more is to be said. The call is repeated under one request
+    /// id until it is answered, so that a lost answer does not mint two tokens.
+    pub async fn resume(&self, resume: impl Into<Resume>) -> Result<Worker> {
+        resume.into().take(self).await
+    }
+
+    /// The newest committed checkpoint, or a `STATE_MISSING` refusal if there is none. Taking nothing, it can be old by
+    /// the time it is looked at.
+    pub async fn head(&self) -> Result<StoredCheckpoint> {
+        let rpc = &self.client.shared.rpc;
+        let request = v1::GetHeadRequest {
+            cluster: None,
+            pipeline: self.pipeline.clone(),
+            branch: self.name.clone(),
+            without_state: false,
+        };
+        let answer = rpc
+            .ask(
+                request,
+                rpc.deadline(),
+                |channel, request| async move { checkpoints(channel).get_head(request).await },
+            )
+            .await?;
+        self.verified(answer.head)
+    }
+
+    /// The checkpoint of that sequence.
+    pub async fn checkpoint(&self, sequence: u64) -> Result<StoredCheckpoint> {
+        let rpc = &self.client.shared.rpc;
+        let request = v1::GetCheckpointRequest {
+            cluster: None,
+            pipeline: self.pipeline.clone(),
+            branch: self.name.clone(),
+            sequence,
+            without_state: false,
+        };
+        let answer = rpc
+            .ask(request, rpc.deadline(), |channel, request| async move {
+                checkpoints(channel).get_checkpoint(request).await
+            })
+            .await?;
+        self.verified(answer.checkpoint)
+    }
+
+    /// Its checkpoints, newest first, without their states.
+    pub fn checkpoints(&self) -> Listing<StoredCheckpoint> {
+        let branch = self.clone();
+        Listing::new(move |before: String| {
+            let branch = branch.clone();
+            async move {
+                let rpc = &branch.client.shared.rpc;
+                let request = v1::ListCheckpointsRequest {
+                    cluster: None,
+                    pipeline: branch.pipeline,
+                    branch: branch.name,
+                    before_sequence: before.parse().unwrap_or(0),
+                    page_size: 0,
+                };
+                let answer = rpc
+                    .ask(request, rpc.deadline(), |channel, request| async move {
+                        checkpoints(channel).list_checkpoints(request).await
+                    })
+                    .await?;
+                let next = Some(answer.next_before_sequence).filter(|before| *before != 0);
+                let page = answer.checkpoints.into_iter().map(StoredCheckpoint::from_message).collect();
+                Ok((page, next.map(|before| before.to_string())))
+            }
+        })
+    }
+
+    /// Gives the branch back on behalf of the worker that holds `token`. For operators and for a process that knows its
+    /// predecessor's token; a worker releases itself with [`Worker::release`].
+    pub async fn release(&self, token: Token) -> Result<()> {
+        let rpc = &self.client.shared.rpc;
+        let lease = v1::LeaseRef { pipeline: self.pipeline.clone(), branch: self.name.clone(), token: token.as_u64() };
+        let request = v1::ReleaseRequest { cluster: None, lease: Some(lease) };
+        rpc.ask(request, rpc.deadline(), |channel, request| async move { leases(channel).release(request).await })
+            .await?;
+        Ok(())
+    }
+
+    /// `namespace/name` of its pipeline.
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    /// Its own name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn verified(&self, message: Option<v1::StoredCheckpoint>) -> Result<StoredCheckpoint> {
+        let named = v1::StoredCheckpoint {
+            pipeline: self.pipeline.clone(),
+            branch: self.name.clone(),
+            ..message.unwrap_or_default()
+        };
+        let stored = StoredCheckpoint::from_message(named);
+        stored.verify()?;
+        Ok(stored)
+    }
+}

@@ -1,0 +1,217 @@
+//! A [`Worker`]: one holder of one branch, from its resume to its release.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fencepost::{Lsn, Reason, Token, v1};
+use tokio::time::Instant;
+
+use crate::checkpoint::{Checkpoint, StoredCheckpoint};
+use crate::client::Client;
+use crate::commit::{Commit, Committed, Doubt};
+use crate::error::Result;
+use crate::lease::{Lease, Loss};
+use crate::pipeline::Branch;
+
+/// The right to move one branch, and the place where it stands.
+///
+/// The lease is renewed in the background for as long as the worker exists. Dropping a worker stops the renewals and tells
+/// the server nothing, as a crash would; [`Worker::release`] gives the branch back so that the next one need not wait.
+///
+/// Commits of one worker are sent one after the other. A commit whose future was dropped half-way is settled before the
+/// next one, so that the head is never a guess.
+pub struct Worker {
+    pub(crate) client: Client,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) turn: tokio::sync::Mutex<Turn>,
+    head: Mutex<Option<StoredCheckpoint>>,
+    predecessor: Option<Predecessor>,
+}
+
+/// What only the commit that is being made may touch.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// The worker's session on the commit stream. A new one after each refusal and each break.
+    pub(crate) session: u64,
+    /// Commits begun so far.
+    pub(crate) begun: u64,
+    /// The commit that was begun last, if it is not known how it ended.
+    pub(crate) doubt: Option<Arc<Doubt>>,
+}
+
+impl Worker {
+    pub(crate) fn start(
+        client: Client,
+        lease: Lease,
+        due: Instant,
+        head: Option<StoredCheckpoint>,
+        predecessor: Option<Predecessor>,
+    ) -> Worker {
+        let lease = Arc::new(lease);
+        client.shared.keeper.keep(lease.clone(), due);
+        let turn = Turn { session: client.shared.road.open_session(), begun: 0, doubt: None };
+        Worker { client, lease, turn: tokio::sync::Mutex::new(turn), head: Mutex::new(head), predecessor }
+    }
+
+    /// The fencing token. A sink outside Fencepost stores it beside its data and refuses a lower one in the same atomic
+    /// write; asking anybody whether it is still valid would be stale on arrival.
+    pub fn token(&self) -> Token {
+        self.lease.token
+    }
+
+    /// The checkpoint that the worker stands at; `None` on a fresh start.
+    pub fn head(&self) -> Option<StoredCheckpoint> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The sequence of the head; 0 on a fresh start.
+    pub fn sequence(&self) -> u64 {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, StoredCheckpoint::sequence)
+    }
+
+    /// Who had the branch before; `None` if nobody ever did.
+    pub fn predecessor(&self) -> Option<&Predecessor> {
+        self.predecessor.as_ref()
+    }
+
+    /// `namespace/name` of its pipeline.
+    pub fn pipeline(&self) -> &str {
+        &self.lease.pipeline
+    }
+
+    /// The name of its branch.
+    pub fn branch(&self) -> &str {
+        &self.lease.branch
+    }
+
+    /// The TTL of its lease, as the server last granted it.
+    pub fn ttl(&self) -> Duration {
+        self.lease.ttl()
+    }
+
+    /// Moves the branch to `checkpoint`.
+    ///
+    /// Repeats itself, under the same commit id, for as long as the client's commit deadline allows, and finds out how an
+    /// attempt ended whose answer was lost. [`Commit::of`] takes several workers, an id of the caller's, or a time limit.
+    pub async fn commit(&self, checkpoint: Checkpoint) -> Result<Committed> {
+        Commit::of([(self, checkpoint)]).send().await
+    }
+
+    /// Does the work for as long as the lease lasts: returns what it returns, or drops it where it is and says how the
+    /// lease was lost.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Loss> {
+        let lost = self.lost();
+        tokio::select! {
+            biased;
+            // Work that is done is done, even if the lease ended in the same moment.
+            output = work => Ok(output),
+            loss = lost => Err(loss),
+        }
+    }
+
+    /// Resolves when the lease is lost or its time has run out, and never before. Does not borrow the worker.
+    pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
+        self.lease.clone().lost()
+    }
+
+    /// For how much longer no other worker can have been granted the branch, as far as clocks can be trusted. Zero means
+    /// that [`Worker::lost`] resolves.
+    pub fn validity(&self) -> Duration {
+        self.lease.validity()
+    }
+
+    /// Reads the head again, after an error whose action is [`fencepost::Action::Resync`].
+    pub async fn resync(&self) -> Result<Option<StoredCheckpoint>> {
+        let mut turn = self.turn.lock().await;
+        self.settle(&mut turn, Instant::now() + self.client.shared.rpc.options.commit_deadline).await?;
+        let head = match self.as_branch().head().await {
+            Ok(head) => Some(head),
+            Err(error) if error.reason() == Some(Reason::StateMissing) => None,
+            Err(error) => return Err(error),
+        };
+        self.move_to(head.clone());
+        Ok(head)
+    }
+
+    /// Gives the branch back, so that the next worker need not wait for the TTL.
+    pub async fn release(self) -> Result<()> {
+        self.client.shared.keeper.forget(self.token());
+        self.as_branch().release(self.token()).await?;
+        self.lease.lose(Loss::Released);
+        Ok(())
+    }
+
+    /// Finds out how the commit in doubt ended, if there is one, and moves the head accordingly. Returns where it landed.
+    pub(crate) async fn settle(&self, turn: &mut Turn, deadline: Instant) -> Result<Option<(Arc<Doubt>, Lsn)>> {
+        let Some(doubt) = turn.doubt.clone() else { return Ok(None) };
+        let landed = doubt.settle(&self.client, deadline).await?;
+        turn.doubt = None;
+        turn.renew_session(&self.client);
+        let Some(lsn) = landed else { return Ok(None) };
+        self.advance(&doubt.request, lsn);
+        Ok(Some((doubt, lsn)))
+    }
+
+    /// Moves the head to where `request` put this worker's branch.
+    pub(crate) fn advance(&self, request: &v1::CommitRequest, lsn: Lsn) {
+        let own = request.branches.iter().find(|branch| branch.branch == self.lease.branch);
+        let branch = own.expect("a worker is only ever advanced by commits that it is part of");
+        self.move_to(Some(StoredCheckpoint::from_commit(&request.pipeline, &request.commit_id, lsn, branch)));
+    }
+
+    fn move_to(&self, head: Option<StoredCheckpoint>) {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
+    }
+
+    fn as_branch(&self) -> Branch {
+        self.client.pipeline(self.pipeline()).branch(self.branch())
+    }
+}
+
+impl Turn {
+    /// Leaves a session that was poisoned, or may have been.
+    pub(crate) fn renew_session(&mut self, client: &Client) {
+        let road = &client.shared.road;
+        road.close_session(std::mem::replace(&mut self.session, road.open_session()));
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.client.shared.keeper.forget(self.token());
+        self.client.shared.road.close_session(self.turn.get_mut().session);
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("pipeline", &self.pipeline())
+            .field("branch", &self.branch())
+            .field("token", &self.token())
+            .field("sequence", &self.sequence())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who had a branch before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Its name.
+    pub holder: String,
+    /// Its token, which no commit is accepted under any more.
+    pub token: Token,
+    /// How long it had been silent; `None` if it released the branch.
+    pub silent: Option<Duration>,
+}
+
+impl Predecessor {
+    pub(crate) fn from_message(message: v1::Predecessor) -> Predecessor {
+        Predecessor {
+            holder: message.holder,
+            token: Token::from_u64(message.token),
+            silent: message.silent_ms.map(Duration::from_millis),
+        }
+    }
+}
