@@ -69,6 +69,17 @@ async fn a_lost_request_is_sent_again_under_the_same_id() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_does_not_speak_for_an_earlier_attempt_that_was_lost() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    fake.fate(Fate::LoseRequest);
+    fake.fate(Fate::RefuseAfterLateArrival("HEAD_MISMATCH"));
+    let committed = worker.commit(Checkpoint::at("10")).await.unwrap();
+    assert_eq!((committed.sequence, committed.outcome), (1, Outcome::AlreadyApplied));
+    assert_eq!(worker.head().unwrap().position_str(), "10");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_that_passes_is_retried_not_before_the_server_asked() {
     let fake = Fake::start();
     let worker = fake.worker().await;
@@ -173,11 +184,16 @@ async fn a_cancelled_commit_is_settled_before_the_next() {
     }
     assert_eq!(worker.sequence(), 0);
 
-    gate.add_permits(1);
-    assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 2);
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        gate.add_permits(1);
+    };
+    let (committed, ()) = tokio::join!(worker.commit(Checkpoint::at("20")), later);
+    assert_eq!(committed.unwrap().sequence, 2);
     assert_eq!(position(&fake), ["10", "20"]);
     let ids = commit_ids(&fake);
     assert_ne!(ids[0], ids[1]);
+    assert_eq!(fake.see(|state| state.resolves.len()), 0, "the answer itself was still to come");
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,8 @@ pub(crate) enum Fate {
     HangUp,
     /// It is refused for this reason, with these details.
     Refuse(&'static str, Vec<(&'static str, String)>),
+    /// An attempt before it arrives late and is applied, and this one is refused.
+    RefuseAfterLateArrival(&'static str),
     /// It is judged and answered once the gate has a permit.
     Hold(Arc<Semaphore>),
     /// It is applied and never answered; the connection stays.
@@ -194,6 +196,10 @@ impl Fake {
                 return Some(None);
             }
             Some(Fate::Refuse(reason, details)) => Err(refusal(reason, details)),
+            Some(Fate::RefuseAfterLateArrival(reason)) => {
+                self.change(|state| state.judge(commit)).unwrap();
+                Err(refusal(reason, vec![]))
+            }
             Some(Fate::Hold(gate)) => {
                 gate.acquire().await.unwrap().forget();
                 self.change(|state| state.judge(commit))
@@ -214,6 +220,7 @@ pub(crate) fn fresh() -> Resume {
 }
 
 impl State {
+    #[allow(clippy::unnecessary_wraps, reason = "as every answer has it")]
     fn header(&self) -> Option<v1::Header> {
         Some(v1::Header { cluster_id: self.cluster.clone(), generation: self.generation, lsn: 1 })
     }

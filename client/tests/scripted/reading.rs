@@ -1,6 +1,6 @@
 //! Reading, following, and whom the client believes.
 
-use fencepost_client::{Action, Applied, Checkpoint, Client, Error, Lsn, Reason, Tail};
+use fencepost_client::{Action, Applied, Checkpoint, Client, Error, Lsn, Reason, StoredCheckpoint, Tail};
 
 use crate::fake::{CallFate, Fake, PIPELINE, fresh};
 
@@ -14,8 +14,8 @@ async fn listings_page_by_themselves() {
     }
     let _b = pipeline.branch("b").resume(fresh()).await.unwrap();
 
-    let sequences: Vec<u64> =
-        pipeline.branch("a").checkpoints().all().await.unwrap().iter().map(|stored| stored.sequence()).collect();
+    let stored = pipeline.branch("a").checkpoints().all().await.unwrap();
+    let sequences: Vec<u64> = stored.iter().map(StoredCheckpoint::sequence).collect();
     assert_eq!(sequences, [5, 4, 3, 2, 1]);
     let mut branches = pipeline.branches();
     assert_eq!(branches.next().await.unwrap().unwrap().branch, "a");
