@@ -28,7 +28,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The road that commits take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// One stream for all workers of the client. Ten times faster or more when several of them commit.
+    /// One stream for all workers of the client. Ten times faster or more when several of them commit. Commits of more
+    /// than 1 MiB go beside it, each in a call of its own, so that they do not hold up the others.
     #[default]
     Stream,
     /// One call for each commit, for networks whose proxies do not carry long streams.

@@ -132,7 +132,10 @@ impl Error {
         match self {
             Error::Refused(refusal) => refusal.action(),
             Error::Unreachable { .. } => Action::Retry,
-            Error::Unanswered { .. } | Error::InDoubt { .. } => Action::ResolveThenRetry,
+            Error::Unanswered { .. } => Action::ResolveThenRetry,
+            // Asking again does not help where the wrong server would be asked.
+            Error::InDoubt { cause, .. } if cause.action() == Action::Operator => Action::Operator,
+            Error::InDoubt { .. } => Action::ResolveThenRetry,
             Error::Invalid { .. } => Action::Stop,
             Error::Lost(_) => Action::Reacquire,
             Error::CorruptAnswer { .. } | Error::RolledBack { .. } | Error::WrongCluster { .. } => Action::Operator,
@@ -357,6 +360,8 @@ fn no_effect_by_code(code: Code) -> bool {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::Unimplemented
+            // Bare, it is the server's transport that found the message too large to read.
+            | Code::OutOfRange
     )
 }
 

@@ -19,9 +19,10 @@ use tonic::{Status, Streaming};
 use crate::error::{Error, Result};
 use crate::rpc::{Rpc, commits};
 
-/// Bounds of one message. A single commit may be larger than the second.
+/// Most commits in one message.
 const BATCH_COMMITS_MAX: usize = 1_024;
-const BATCH_BYTES_MAX: usize = 1 << 20;
+/// About the most bytes in one message. What is larger by itself takes a road of its own.
+pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Messages that wait for the network. Few, so that the others wait here and travel together.
 const MESSAGES_WAITING_MAX: usize = 2;
 
@@ -244,7 +245,7 @@ impl InFlight {
 }
 
 /// About how many bytes a commit takes in a message.
-fn size(commit: &v1::CommitRequest) -> usize {
+pub(crate) fn size(commit: &v1::CommitRequest) -> usize {
     let payloads = commit.branches.iter().filter_map(|branch| branch.checkpoint.as_ref());
     256 + payloads.map(|checkpoint| 64 + checkpoint.position.len() + checkpoint.state.len()).sum::<usize>()
 }

@@ -134,7 +134,8 @@ impl Worker {
         Ok(head)
     }
 
-    /// Gives the branch back, so that the next worker need not wait for the TTL.
+    /// Gives the branch back, so that the next worker need not wait for the TTL. If this fails the lease runs out by
+    /// itself.
     pub async fn release(self) -> Result<()> {
         self.client.shared.keeper.forget(self.token());
         self.as_branch().release(self.token()).await?;

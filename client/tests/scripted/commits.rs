@@ -80,6 +80,28 @@ async fn a_refusal_does_not_speak_for_an_earlier_attempt_that_was_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_attempt_leaves_a_doubt_that_later_refusals_do_not_clear() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    fake.fate(Fate::LoseRequest);
+    for _ in 0..10 {
+        fake.fate(Fate::Refuse("NO_SPACE", vec![("applied", "no".into()), ("retry_after_ms", "10000".into())]));
+    }
+    let error = worker.commit(Checkpoint::at("10")).await.unwrap_err();
+    assert!(matches!(error, Error::InDoubt { .. }), "{error}");
+    assert_eq!((error.applied(), error.reason()), (Applied::Unknown, Some(Reason::NoSpace)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_of_one_worker_go_one_after_the_other() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    let (one, other) = tokio::join!(worker.commit(Checkpoint::at("10")), worker.commit(Checkpoint::at("20")));
+    assert_eq!((one.unwrap().sequence, other.unwrap().sequence), (1, 2));
+    assert_eq!(position(&fake), ["10", "20"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_that_passes_is_retried_not_before_the_server_asked() {
     let fake = Fake::start();
     let worker = fake.worker().await;
@@ -294,6 +316,16 @@ async fn after_a_head_mismatch_a_resync_puts_the_worker_right() {
     assert_eq!(error.actual_head(), Some(0));
     assert_eq!(worker.resync().await.unwrap(), None);
     assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_commit_goes_beside_the_stream() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    worker.commit(Checkpoint::at("1").state(vec![7; 2 << 20])).await.unwrap();
+    assert_eq!(fake.see(|state| (state.commits.len(), state.messages.len())), (1, 0));
+    worker.commit(Checkpoint::at("2")).await.unwrap();
+    assert_eq!(fake.see(|state| (state.commits.len(), state.messages.len())), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]
