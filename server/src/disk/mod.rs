@@ -1,0 +1,4 @@
+//! stub
+pub trait Disk: Send + Sync {}
+pub struct RealDisk;
+impl Disk for RealDisk {}
