@@ -91,10 +91,11 @@ impl Server {
         config.validate()?;
         let log_config = LogConfig {
             segment_bytes: config.segment_bytes,
-            entry_bytes_max: config.entry_bytes_max(),
-            ..LogConfig::default()
+            entry_bytes_max: config.entry_bytes_max() as u64,
+            write_bytes_max: config.batch_bytes_max,
         };
-        let log = Log::open(disk, &config.data_dir, log_config, clock.clone(), random_id())?;
+        let log_dir = config.data_dir.join("log");
+        let log = Arc::new(Log::open(disk, &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }
@@ -104,7 +105,7 @@ impl Server {
             in_flight_bytes_max: config.in_flight_bytes_max,
         };
         let (sequencer, sequencer_thread) =
-            Sequencer::start(state, index, log.clone(), sequencer_config, clock.clone())
+            Sequencer::start(state, index, Arc::clone(&log), sequencer_config, clock.clone())
                 .map_err(|cause| ServerError::Io { what: "the sequencer's thread cannot start".to_owned(), cause })?;
         let started = clock.now();
         let backend = Backend { sequencer, log, config: Arc::new(config), clock, started };

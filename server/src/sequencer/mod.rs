@@ -188,7 +188,7 @@ impl Sequencer {
     pub fn start(
         state: State,
         index: Index,
-        log: Log,
+        log: Arc<Log>,
         config: SequencerConfig,
         clock: Clock,
     ) -> std::io::Result<(Sequencer, SequencerThread)> {
@@ -294,7 +294,7 @@ async fn answered<T>(answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T,
 struct Driver {
     core: Core,
     outbox: Arc<Outbox>,
-    log: Log,
+    log: Arc<Log>,
     config: SequencerConfig,
     requests: Receiver<Work>,
     queue: Sender<Work>,
@@ -378,17 +378,14 @@ impl Driver {
         let Some((entry, index, answers)) = self.core.take_batch() else { return };
         self.outbox.put(index, answers);
         let (outbox, queue, failed) = (Arc::clone(&self.outbox), self.queue.clone(), self.failed.clone());
-        self.log.append(
-            entry,
-            Box::new(move |result| {
-                outbox.advance(result.map_err(|error| error.to_string()));
-                if let Some(failure) = outbox.failure() {
-                    failed.send_replace(Some(failure));
-                }
-                // If the sequencer is gone nobody waits for progress.
-                let _ = queue.send(Work::Wake);
-            }),
-        );
+        self.log.append(entry, move |result| {
+            outbox.advance(result.map_err(|error| error.to_string()));
+            if let Some(failure) = outbox.failure() {
+                failed.send_replace(Some(failure));
+            }
+            // If the sequencer is gone nobody waits for progress.
+            let _ = queue.send(Work::Wake);
+        });
     }
 
     /// Decides nothing more; writes and answers what was decided, and refuses the rest.

@@ -36,7 +36,7 @@ pub struct Backend {
     /// Decides.
     pub sequencer: Sequencer,
     /// Holds what checkpoints say.
-    pub log: Log,
+    pub log: Arc<Log>,
     /// Settings.
     pub config: Arc<Config>,
     /// The only clock.
