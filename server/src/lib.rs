@@ -2,6 +2,23 @@
 //!
 //! The modules, each of which uses only those above it:
 
-#![allow(clippy::missing_errors_doc)]
-
 pub mod clock;
+pub mod config;
+pub mod error;
+pub mod metrics;
+
+pub mod disk;
+pub mod log;
+
+pub mod state;
+
+pub mod index;
+
+pub mod sequencer;
+
+pub mod service;
+
+pub mod connections;
+pub mod server;
+
+pub mod embedded;

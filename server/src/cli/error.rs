@@ -1,0 +1,73 @@
+//! What a command says when it fails, and the exit code that goes with it.
+
+use std::fmt::Display;
+use std::io;
+use std::process::ExitCode;
+
+use fencepost_client::Error;
+use fencepost_server::server::ServerError;
+use serde_json::json;
+
+use super::exit;
+use super::output::{self, Output};
+
+/// A command failed.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    code: u8,
+    message: String,
+    /// For programs: reason, applied, action.
+    details: serde_json::Value,
+}
+
+impl CliError {
+    /// A failure with an exit code of its own.
+    pub(super) fn new(code: u8, message: impl Into<String>) -> CliError {
+        CliError { code, message: message.into(), details: json!({}) }
+    }
+
+    /// The system said no.
+    pub(super) fn io(what: impl Display, cause: io::Error) -> CliError {
+        CliError::new(exit::UNAVAILABLE, format!("{what}: {cause}"))
+    }
+
+    /// Prints it to standard error, for a person or as one line of JSON.
+    pub(super) fn report(self, output: &Output) -> ExitCode {
+        if output.is_json() {
+            let mut error = json!({ "message": self.message, "exit_code": self.code });
+            if let (Some(error), serde_json::Value::Object(details)) = (error.as_object_mut(), self.details) {
+                error.extend(details);
+            }
+            output::note(json!({ "error": error }));
+        } else {
+            output::note(format_args!("error: {}", self.message));
+        }
+        exit::exit(self.code)
+    }
+}
+
+impl From<Error> for CliError {
+    fn from(error: Error) -> CliError {
+        let details = json!({
+            "reason": error.reason().map(|reason| reason.as_str()),
+            "applied": error.applied().as_str(),
+            "action": format!("{:?}", error.action()),
+        });
+        CliError { code: exit::code(&error), message: error.to_string(), details }
+    }
+}
+
+impl From<ServerError> for CliError {
+    fn from(error: ServerError) -> CliError {
+        let code = match &error {
+            ServerError::Config(_) => exit::CONFIG,
+            ServerError::LogFailed(_) => exit::IN_DOUBT,
+            ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
+            ServerError::Open(_)
+            | ServerError::Read(_)
+            | ServerError::Undecodable { .. }
+            | ServerError::Inconsistent(_) => exit::INTEGRITY,
+        };
+        CliError::new(code, error.to_string())
+    }
+}

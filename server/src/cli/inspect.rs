@@ -1,0 +1,194 @@
+//! Looking at pipelines, branches and checkpoints.
+
+use clap::Args;
+use fencepost::v1::BranchInfo;
+use fencepost_client::{Client, StoredCheckpoint};
+use serde_json::json;
+
+use super::error::CliError;
+use super::output::{Cell, Output, readable, write_raw};
+
+#[derive(Args)]
+pub(crate) struct Pipelines {
+    /// Only names that start so, such as `prod/`.
+    #[arg(default_value = "")]
+    prefix: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Branches {
+    /// NAMESPACE/NAME; without it, all pipelines.
+    pipeline: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Checkpoints {
+    /// NAMESPACE/NAME.
+    pipeline: String,
+    /// The branch.
+    #[arg(default_value = "main")]
+    branch: String,
+    /// How many, newest first.
+    #[arg(long, short = 'n', default_value_t = 20)]
+    limit: usize,
+}
+
+#[derive(Args)]
+pub(crate) struct Show {
+    /// NAMESPACE/NAME.
+    pipeline: String,
+    /// The branch.
+    #[arg(default_value = "main")]
+    branch: String,
+    /// The checkpoint's number in its branch; without it, the head.
+    #[arg(long, short)]
+    sequence: Option<u64>,
+    /// Write the state to standard output, byte for byte, and nothing else.
+    #[arg(long)]
+    state: bool,
+}
+
+pub(super) async fn status(client: &Client, output: &Output) -> Result<(), CliError> {
+    let status = client.status().await?;
+    let (header, log) = (status.header.unwrap_or_default(), status.log.unwrap_or_default());
+    let counters = status.counters.unwrap_or_default();
+    let mut refusals: Vec<_> = counters.refusals.iter().collect();
+    refusals.sort();
+    let refusals_text = refusals.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>();
+    let health = if log.failure.is_empty() { "serving".to_owned() } else { format!("failed: {}", log.failure) };
+    output.record(vec![
+        ("endpoint", Cell::text(client.endpoint())),
+        ("health", Cell::text(health)),
+        ("version", Cell::text(status.version)),
+        ("cluster", Cell::text(header.cluster_id)),
+        ("generation", Cell::count(header.generation)),
+        ("uptime_ms", Cell::duration(status.uptime_ms)),
+        ("lsn", Cell::lsn(status.durable_lsn)),
+        ("log_segments", Cell::count(log.segments)),
+        ("log_bytes", Cell::bytes(log.bytes)),
+        ("pipelines", Cell::count(status.pipelines)),
+        ("branches", Cell::count(status.branches)),
+        ("leases", Cell::count(status.leases)),
+        ("commits", Cell::count(counters.commits)),
+        ("grants", Cell::count(counters.grants)),
+        ("keepalives", Cell::count(counters.keepalives)),
+        ("refusals", Cell::text(refusals_text.join(", ")).with_value(json!(counters.refusals))),
+    ])
+}
+
+impl Pipelines {
+    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        let pipelines = client.pipelines(self.prefix).all().await?;
+        let rows = pipelines.into_iter().map(|pipeline| {
+            vec![
+                Cell::text(pipeline.pipeline),
+                Cell::count(pipeline.branches),
+                Cell::count(pipeline.leases),
+                Cell::count(pipeline.commits),
+                Cell::time(pipeline.last_committed_at_ms),
+            ]
+        });
+        let columns = ["pipeline", "branches", "leases", "commits", "last_commit"];
+        output.rows(&columns, rows.collect(), "no pipelines yet: 'fencepost run' or a client makes the first")
+    }
+}
+
+impl Branches {
+    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        let branches = match self.pipeline {
+            Some(pipeline) => client.pipeline(pipeline).branches().all().await?,
+            None => client.branches().all().await?,
+        };
+        print_branches(branches, output, "no branches yet")
+    }
+}
+
+/// Branches with who holds them and where they are.
+pub(super) fn print_branches(branches: Vec<BranchInfo>, output: &Output, none: &str) -> Result<(), CliError> {
+    let rows = branches.into_iter().map(|branch| {
+        let lease = branch.lease.as_ref();
+        vec![
+            Cell::text(branch.pipeline),
+            Cell::text(branch.branch),
+            Cell::count(branch.head_sequence),
+            Cell::time(branch.head_committed_at_ms),
+            Cell::token(lease.map_or(0, |lease| lease.token)),
+            lease.map_or_else(|| Cell::none(false), |lease| Cell::text(&lease.holder)),
+            lease.map_or_else(|| Cell::none(true), |lease| Cell::duration(lease.remaining_ms)),
+        ]
+    });
+    let columns = ["pipeline", "branch", "sequence", "last_commit", "token", "holder", "claimable_in_ms"];
+    output.rows(&columns, rows.collect(), none)
+}
+
+impl Checkpoints {
+    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        let mut checkpoints = client.pipeline(self.pipeline).branch(self.branch).checkpoints();
+        let mut rows = Vec::new();
+        while rows.len() < self.limit
+            && let Some(checkpoint) = checkpoints.next().await?
+        {
+            rows.push(vec![
+                Cell::count(checkpoint.sequence()),
+                Cell::time(checkpoint.committed_at_ms().unwrap_or(0)),
+                Cell::token(checkpoint.token().as_u64()),
+                Cell::lsn(checkpoint.lsn().as_u64()),
+                Cell::opaque(checkpoint.position()),
+                Cell::bytes(checkpoint.state_bytes()),
+                Cell::text(checkpoint.commit_id()),
+            ]);
+        }
+        let columns = ["sequence", "committed", "token", "lsn", "position", "state_bytes", "commit_id"];
+        output.rows(&columns, rows, "no checkpoints yet")
+    }
+}
+
+impl Show {
+    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        let branch = client.pipeline(self.pipeline).branch(self.branch);
+        let checkpoint = match self.sequence {
+            Some(sequence) => branch.checkpoint(sequence).await?,
+            None => branch.head().await?,
+        };
+        checkpoint.verify()?;
+        if self.state {
+            return write_raw(checkpoint.state());
+        }
+        print_checkpoint(&checkpoint, output)
+    }
+}
+
+/// How much of a state a person is shown.
+const STATE_SHOWN_MAX: usize = 200;
+
+fn print_checkpoint(checkpoint: &StoredCheckpoint, output: &Output) -> Result<(), CliError> {
+    let integrity = checkpoint.integrity().cloned().unwrap_or_default();
+    let state = readable(checkpoint.state());
+    let shown = if state.len() > STATE_SHOWN_MAX {
+        let start: String = state.chars().take(STATE_SHOWN_MAX).collect();
+        format!("{start}... (all of it: --state)")
+    } else {
+        state.clone()
+    };
+    output.record(vec![
+        ("pipeline", Cell::text(checkpoint.pipeline())),
+        ("branch", Cell::text(checkpoint.branch())),
+        ("sequence", Cell::count(checkpoint.sequence())),
+        ("committed", Cell::time(checkpoint.committed_at_ms().unwrap_or(0))),
+        ("token", Cell::token(checkpoint.token().as_u64())),
+        ("lsn", Cell::lsn(checkpoint.lsn().as_u64())),
+        ("commit_id", Cell::text(checkpoint.commit_id())),
+        ("position", Cell::opaque(checkpoint.position())),
+        ("size_bytes", Cell::bytes(checkpoint.state_bytes())),
+        ("state", Cell::text(shown).with_value(json!(state))),
+        ("payload_crc32", Cell::text(format!("{:08x}", checkpoint.payload_crc32().unwrap_or(0)))),
+        ("rows_in", Cell::optional(integrity.rows_in)),
+        ("rows_out", Cell::optional(integrity.rows_out)),
+        ("rows_filtered", Cell::optional(integrity.rows_filtered)),
+        ("rows_dead", Cell::optional(integrity.rows_dead)),
+        (
+            "schema",
+            Cell::text(integrity.schema_fingerprint.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        ),
+    ])
+}

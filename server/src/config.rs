@@ -1,0 +1,116 @@
+//! Every setting of the server, with its default and its bounds.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of one server. Flags of `fencepost serve` override the environment (`FENCEPOST_LISTEN`, ...), which overrides
+/// the TOML file, which overrides the defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where clients connect. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// Where the log is.
+    pub data_dir: PathBuf,
+    /// Size of one segment file of the log.
+    pub segment_bytes: u64,
+    /// Size at which an entry of the log is closed although more is waiting.
+    pub batch_bytes_max: usize,
+    /// Memory of all requests in hand; more are refused with RATE_LIMITED.
+    pub in_flight_bytes_max: usize,
+    /// Size of one request; a larger one is refused with TOO_LARGE before it is read.
+    pub request_bytes_max: usize,
+    /// Connections at a time; more wait to be accepted.
+    pub connections_max: usize,
+    /// TTL of a lease whose holder asks for none.
+    pub lease_ttl_default_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
+            data_dir: PathBuf::from("fencepost-data"),
+            segment_bytes: 64 << 20,
+            batch_bytes_max: 1 << 20,
+            in_flight_bytes_max: 256 << 20,
+            request_bytes_max: 8 << 20,
+            connections_max: 10_000,
+            lease_ttl_default_ms: 30_000,
+        }
+    }
+}
+
+/// A setting outside its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} is {value}: expected {expected}")]
+pub struct ConfigError {
+    /// Its name, as in the file.
+    pub setting: &'static str,
+    /// What it was set to.
+    pub value: u64,
+    /// What would be right.
+    pub expected: String,
+}
+
+impl Config {
+    /// Checks every bound.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let bound = |setting, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(ConfigError { setting, value, expected: format!("{min} to {max}") })
+        };
+        bound("request_bytes_max", self.request_bytes_max as u64, 64 << 10, 64 << 20)?;
+        bound("batch_bytes_max", self.batch_bytes_max as u64, 4 << 10, 16 << 20)?;
+        let entry_bytes_max = self.entry_bytes_max() as u64;
+        bound("segment_bytes", self.segment_bytes, 2 * entry_bytes_max, (4 << 30) - 512)?;
+        bound("in_flight_bytes_max", self.in_flight_bytes_max as u64, self.request_bytes_max as u64, 1 << 40)?;
+        bound("connections_max", self.connections_max as u64, 1, 1_000_000)?;
+        let (ttl_min, ttl_max) = (limits::TTL_MIN.as_millis() as u64, limits::TTL_MAX.as_millis() as u64);
+        bound("lease_ttl_default_ms", self.lease_ttl_default_ms, ttl_min, ttl_max)
+    }
+
+    /// The largest entry of the log that can come about: a batch just short of its bound, and one more request.
+    pub fn entry_bytes_max(&self) -> usize {
+        self.batch_bytes_max + self.request_bytes_max + (1 << 20)
+    }
+}
+
+/// Limits that are part of the API and the same on every server.
+pub mod limits {
+    use super::Duration;
+
+    /// State of a checkpoint, in bytes.
+    pub const STATE_BYTES_MAX: usize = 4 << 20;
+    /// Position of a checkpoint, in bytes.
+    pub const POSITION_BYTES_MAX: usize = 64 << 10;
+    /// Fingerprint of a schema, in bytes.
+    pub const FINGERPRINT_BYTES_MAX: usize = 64;
+    /// Branches in a commit.
+    pub const BRANCHES_MAX: usize = 128;
+    /// Reason of a resume, in bytes.
+    pub const REASON_BYTES_MAX: usize = 1 << 10;
+    /// Leases in a keepalive.
+    pub const KEEPALIVE_LEASES_MAX: usize = 10_000;
+    /// Sessions on a commit stream at a time.
+    pub const SESSIONS_MAX: usize = 100_000;
+    /// Commits of a stream whose answers its caller has not read yet; further ones are not read from the socket.
+    pub const STREAM_UNANSWERED_MAX: usize = 16_384;
+    /// Rows of a page.
+    pub const PAGE_SIZE_MAX: u32 = 1_000;
+    /// Rows of a page that does not say how many.
+    pub const PAGE_SIZE_DEFAULT: u32 = 100;
+    /// Shortest TTL of a lease.
+    pub const TTL_MIN: Duration = Duration::from_secs(1);
+    /// Longest TTL of a lease.
+    pub const TTL_MAX: Duration = Duration::from_secs(3600);
+    /// Longest lock delay.
+    pub const LOCK_DELAY_MAX: Duration = Duration::from_secs(60);
+    /// Longest wait for a lease.
+    pub const WAIT_MAX: Duration = Duration::from_secs(3600);
+}

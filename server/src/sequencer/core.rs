@@ -1,0 +1,282 @@
+//! The decisions of the sequencer, one request at a time, without threads, channels or a disk.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use fencepost::log::v1::Fact;
+use fencepost::log::v1::fact::Kind;
+use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef, OnMissing};
+use fencepost::{LogIndex, Lsn, Reason, Token};
+use prost::Message as _;
+use tokio::sync::oneshot;
+
+use super::lease_clock::{LeaseClock, TICK};
+use super::reply::{Answer, CommitDone, CommitReply};
+use super::waiters::{Waiter, Waiters};
+use super::{Granted, KeptAlive, Released, View, Work};
+use crate::clock::{Clock, Monotonic};
+use crate::error::Refusal;
+use crate::index::Index;
+use crate::log::{Entry, EntryBuilder};
+use crate::metrics::Counters;
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
+
+/// Facts per entry, well below the 65,536 that an LSN has room for.
+const BATCH_FACTS_MAX: usize = 32_768;
+
+pub(super) struct Core {
+    view: View,
+    waiters: Waiters,
+    /// When those who wait are looked at again.
+    waiters_due: Monotonic,
+    clock: Clock,
+    counters: Arc<Counters>,
+    /// The newest entry that was begun.
+    last_index: LogIndex,
+    batch: Batch,
+    /// Why nothing that needs room in the log is accepted just now.
+    no_space: Option<Refusal>,
+}
+
+/// The facts decided since the last entry, and the answers that rest on them.
+pub(super) struct Batch {
+    entry: EntryBuilder,
+    answers: Vec<Answer>,
+}
+
+impl Batch {
+    fn new(index: LogIndex) -> Batch {
+        Batch { entry: EntryBuilder::new(index), answers: Vec::new() }
+    }
+}
+
+impl Core {
+    pub(super) fn new(state: State, index: Index, last_index: LogIndex, clock: Clock, counters: Arc<Counters>) -> Core {
+        let leases = LeaseClock::new(clock.now(), state.grants().map(|grant| grant.token));
+        Core {
+            view: View { state, index, leases },
+            waiters: Waiters::default(),
+            waiters_due: clock.now(),
+            clock,
+            counters,
+            last_index,
+            batch: Batch::new(last_index.next()),
+            no_space: None,
+        }
+    }
+
+    /// Whether the sequencer has to look at the clock although nobody asks.
+    pub(super) fn needs_ticks(&self) -> bool {
+        !self.view.leases.is_idle() || !self.waiters.is_empty()
+    }
+
+    /// Whether the batch has to be written before more is decided.
+    pub(super) fn is_full(&self, bytes_max: usize) -> bool {
+        self.batch.entry.len_bytes() >= bytes_max || self.batch.entry.fact_count() >= BATCH_FACTS_MAX
+    }
+
+    /// Size of the batch so far.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.batch.entry.len_bytes()
+    }
+
+    /// Says whether there is room for what comes next.
+    pub(super) fn set_no_space(&mut self, refusal: Option<Refusal>) {
+        self.no_space = refusal;
+    }
+
+    /// Lets time pass. To be called before requests that came in meanwhile are decided.
+    pub(super) fn look_at_clock(&mut self, disk_stalled: bool) {
+        self.view.leases.look(self.clock.now(), disk_stalled);
+    }
+
+    /// Decides one request.
+    pub(super) fn decide(&mut self, work: Work) {
+        match work {
+            Work::Commit { commit, reply } => self.commit(commit, reply),
+            Work::Resume { resume, wait, reply } => {
+                let deadline = self.clock.now().plus(wait);
+                self.resume(Waiter { resume: *resume, deadline, reply });
+            }
+            Work::KeepAlive { request, reply } => self.keep_alive(&request, reply),
+            Work::Release { cluster, lease, reply } => {
+                let result = self.release(cluster.as_ref(), lease);
+                self.answer(reply, result);
+            }
+            Work::Read(read) => {
+                let answer = read(&self.view);
+                self.batch.answers.push(answer);
+            }
+            Work::Wake | Work::Stop => {}
+        }
+    }
+
+    /// Grants branches to those who waited, if their time has come and they are still there. Looks once a tick,
+    /// however much there is to do: a release serves those who waited for it by itself.
+    pub(super) fn serve_waiters(&mut self) {
+        let now = self.clock.now();
+        if now < self.waiters_due {
+            return;
+        }
+        self.waiters_due = now.plus(TICK);
+        for waiter in self.waiters.take_all() {
+            self.resume(waiter);
+        }
+    }
+
+    /// The answers that rest on no new fact, with the entry that they must wait for.
+    pub(super) fn take_answers(&mut self) -> Option<(LogIndex, Vec<Answer>)> {
+        let is_ready = self.batch.entry.fact_count() == 0 && !self.batch.answers.is_empty();
+        is_ready.then(|| (self.last_index, std::mem::take(&mut self.batch.answers)))
+    }
+
+    /// The batch as an entry of the log, if it has any facts.
+    pub(super) fn take_batch(&mut self) -> Option<(Entry, LogIndex, Vec<Answer>)> {
+        if self.batch.entry.fact_count() == 0 {
+            return None;
+        }
+        let based_on = self.last_index;
+        self.last_index = based_on.next();
+        let batch = std::mem::replace(&mut self.batch, Batch::new(self.last_index.next()));
+        Some((batch.entry.finish(based_on, 0), self.last_index, batch.answers))
+    }
+
+    /// Everybody who still waits is told that the server stops.
+    pub(super) fn stop(&mut self) {
+        for waiter in self.waiters.take_all() {
+            self.answer(waiter.reply, Err(shutting_down()));
+        }
+    }
+
+    fn commit(&mut self, commit: Result<Box<Commit>, Refusal>, reply: CommitReply) {
+        let result = reply.check_session().and(commit).and_then(|commit| self.judge_commit(*commit));
+        match &result {
+            Ok(done) if !done.already => self.counters.commit(),
+            Ok(_) => {}
+            Err(refusal) => {
+                self.counters.refusal(refusal.reason);
+                reply.poison_session();
+            }
+        }
+        self.batch.answers.push(Answer::Commit(reply, result));
+    }
+
+    fn judge_commit(&mut self, commit: Commit) -> Result<CommitDone, Refusal> {
+        self.check_space()?;
+        match self.view.state.evaluate_commit(commit, self.clock.wall_ms())? {
+            CommitVerdict::AlreadyApplied(lsn) => Ok(CommitDone { lsn, already: true, seen: self.seen() }),
+            CommitVerdict::Apply(committed) => {
+                for branch in &committed.branches {
+                    self.view.leases.hear(Token::from_u64(branch.token));
+                }
+                let lsn = self.record(Kind::Committed(committed));
+                Ok(CommitDone { lsn, already: false, seen: lsn })
+            }
+        }
+    }
+
+    fn resume(&mut self, waiter: Waiter) {
+        if waiter.reply.is_closed() {
+            return;
+        }
+        let request = &waiter.resume.request;
+        let present = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::lease);
+        let present = present.map(|grant| grant.token);
+        let silent = present.map_or_else(Default::default, |token| self.view.leases.silent(token));
+        let verdict = self.view.state.evaluate_resume(&waiter.resume, ResumeTiming { silent });
+        let result = match verdict {
+            Ok(ResumeVerdict::Held { .. }) if self.clock.now() < waiter.deadline => return self.waiters.add(waiter),
+            Ok(ResumeVerdict::Held { refusal, .. }) | Err(refusal) => Err(refusal),
+            Ok(ResumeVerdict::Repeat(token)) => Ok(self.granted(&waiter.resume, token)),
+            Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
+                let token = Token::from_u64(granted.token);
+                if let Some(present) = present {
+                    self.view.leases.forget(present);
+                }
+                self.view.leases.hear(token);
+                self.counters.grant();
+                let (holder, previous) = (granted.previous_holder.clone(), granted.previous_token);
+                let silent_ms = granted.previous_silent_ms;
+                self.record(Kind::LeaseGranted(granted));
+                let mut answer = self.granted(&waiter.resume, token);
+                answer.predecessor =
+                    (previous != 0).then_some(fencepost::v1::Predecessor { holder, token: previous, silent_ms });
+                answer
+            }),
+        };
+        self.answer(waiter.reply, result);
+    }
+
+    fn granted(&self, resume: &Resume, token: Token) -> Granted {
+        let branch = self.view.state.branch(&resume.request.pipeline, &resume.request.branch);
+        let ttl = branch.and_then(Branch::lease).map(|grant: &Grant| grant.ttl);
+        Granted {
+            token,
+            ttl: ttl.unwrap_or_default(),
+            head: branch.and_then(Branch::head),
+            fresh_allowed: resume.request.on_missing() == OnMissing::StartFresh,
+            predecessor: None,
+            seen: self.seen(),
+        }
+    }
+
+    fn keep_alive(&mut self, request: &KeepAliveRequest, reply: oneshot::Sender<Result<KeptAlive, Refusal>>) {
+        let result = self.view.state.check_cluster(request.cluster.as_ref()).map(|()| {
+            let View { state, leases, .. } = &mut self.view;
+            let kept = request.leases.iter().map(|lease| {
+                let grant = state.check_lease(lease)?;
+                leases.hear(grant.token);
+                self.counters.keepalive();
+                Ok(grant.ttl)
+            });
+            KeptAlive { leases: kept.collect(), seen: state.applied() }
+        });
+        self.answer(reply, result);
+    }
+
+    fn release(&mut self, cluster: Option<&ClusterRef>, lease: LeaseRef) -> Result<Released, Refusal> {
+        self.check_space()?;
+        let token = Token::from_u64(lease.token);
+        let waited_for = (lease.pipeline.clone(), lease.branch.clone());
+        if let Some(released) = self.view.state.evaluate_release(cluster, lease)? {
+            self.view.leases.forget(token);
+            self.record(Kind::LeaseReleased(released));
+            for waiter in self.waiters.take(&waited_for) {
+                self.resume(waiter);
+            }
+        }
+        Ok(Released { seen: self.seen() })
+    }
+
+    /// Takes a fact into the state and into the batch.
+    fn record(&mut self, kind: Kind) -> Lsn {
+        let fact = Fact { at_ms: self.clock.wall_ms(), kind: Some(kind) };
+        let ordinal = u16::try_from(self.batch.entry.fact_count()).expect("a full batch is closed before it overflows");
+        let lsn = Lsn::new(self.last_index.next(), ordinal);
+        self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
+        self.view.index.feed(lsn, &fact);
+        let encode = |buffer: &mut BytesMut| fact.encode(buffer).expect("a growing buffer has room for every fact");
+        self.batch.entry.push_with(fact.encoded_len(), encode);
+        lsn
+    }
+
+    fn answer<T: Send + 'static>(&mut self, reply: oneshot::Sender<Result<T, Refusal>>, result: Result<T, Refusal>) {
+        if let Err(refusal) = &result {
+            self.counters.refusal(refusal.reason);
+        }
+        self.batch.answers.push(Answer::once(reply, result));
+    }
+
+    fn check_space(&self) -> Result<(), Refusal> {
+        self.no_space.clone().map_or(Ok(()), Err)
+    }
+
+    fn seen(&self) -> Lsn {
+        self.view.state.applied()
+    }
+}
+
+pub(super) fn shutting_down() -> Refusal {
+    Refusal::new(Reason::ShuttingDown, "the server is stopping and did nothing of this request: try again")
+        .with("retry_after_ms", 200)
+}

@@ -1,0 +1,42 @@
+//! Requests for branches that somebody else holds, in the order they came.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::oneshot;
+
+use super::Granted;
+use crate::clock::Monotonic;
+use crate::error::Refusal;
+use crate::state::Resume;
+
+pub(super) struct Waiter {
+    pub(super) resume: Resume,
+    /// After this it is refused instead.
+    pub(super) deadline: Monotonic,
+    pub(super) reply: oneshot::Sender<Result<Granted, Refusal>>,
+}
+
+/// By pipeline and branch; each in the order of arrival.
+#[derive(Default)]
+pub(super) struct Waiters(BTreeMap<(String, String), Vec<Waiter>>);
+
+impl Waiters {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add(&mut self, waiter: Waiter) {
+        let request = &waiter.resume.request;
+        self.0.entry((request.pipeline.clone(), request.branch.clone())).or_default().push(waiter);
+    }
+
+    /// All that wait for one branch.
+    pub(super) fn take(&mut self, branch: &(String, String)) -> Vec<Waiter> {
+        self.0.remove(branch).unwrap_or_default()
+    }
+
+    /// All.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Waiter> + use<> {
+        std::mem::take(&mut self.0).into_values().flatten()
+    }
+}

@@ -1,0 +1,218 @@
+//! A whole server: opens the data directory, makes the state from the log, wires the parts, serves, and stops them in
+//! reverse order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fencepost::log::v1::fact::Kind;
+use fencepost::log::v1::{ClusterCreated, Fact};
+use fencepost::{LogIndex, Lsn};
+use prost::Message as _;
+use tokio::sync::{oneshot, watch};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+use tower::util::MapResponseLayer;
+
+use crate::clock::{Clock, random_id};
+use crate::config::{Config, ConfigError};
+use crate::disk::{Disk, RealDisk};
+use crate::error::Refusal;
+use crate::index::Index;
+use crate::log::{EntryBuilder, Log, LogConfig, LogError, OpenError, ReadError};
+use crate::sequencer::{Sequencer, SequencerConfig, SequencerThread};
+use crate::service::{self, Backend};
+use crate::state::{Inconsistent, State};
+
+/// How long requests in hand may take after the server was told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why a server does not start or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A setting is out of bounds.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A fact could not be read at start-up.
+    #[error("the log cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// A fact does not decode.
+    #[error("the fact at LSN {lsn} does not decode ({cause}): it was written by a newer version, or by other software")]
+    Undecodable {
+        /// Where.
+        lsn: Lsn,
+        /// What the decoder says.
+        cause: prost::DecodeError,
+    },
+    /// The facts contradict each other.
+    #[error(transparent)]
+    Inconsistent(#[from] Inconsistent),
+    /// The first fact could not be written.
+    #[error("the new log in {data_dir} cannot be written: {cause}")]
+    Create {
+        /// Of the log.
+        data_dir: PathBuf,
+        /// What the log says.
+        cause: LogError,
+    },
+    /// A thread or a socket could not be had.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// The transport gave up.
+    #[error("the server stopped accepting connections: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The log failed while serving.
+    #[error("{}", .0.message)]
+    LogFailed(Refusal),
+}
+
+/// A store that is open: it decides and writes, and nobody can reach it yet.
+pub struct Server {
+    backend: Backend,
+    sequencer_thread: SequencerThread,
+}
+
+impl Server {
+    /// Opens the data directory, or makes a new one, and replays the log. Blocks for as long as that takes.
+    pub fn open(config: Config, clock: Clock) -> Result<Server, ServerError> {
+        Server::open_on(Arc::new(RealDisk), config, clock)
+    }
+
+    /// The same on a disk of the caller's choice.
+    pub fn open_on(disk: Arc<dyn Disk>, config: Config, clock: Clock) -> Result<Server, ServerError> {
+        config.validate()?;
+        let log_config = LogConfig {
+            segment_bytes: config.segment_bytes,
+            entry_bytes_max: config.entry_bytes_max() as u64,
+            write_bytes_max: config.batch_bytes_max,
+        };
+        let log_dir = config.data_dir.join("log");
+        let log = Arc::new(Log::open(disk, &log_dir, log_config, clock.clone(), random_id())?);
+        if log.last_index() == LogIndex::ZERO {
+            create_cluster(&log, &config, &clock)?;
+        }
+        let (state, index) = replay(&log, &clock)?;
+        let sequencer_config = SequencerConfig {
+            batch_bytes_max: config.batch_bytes_max,
+            in_flight_bytes_max: config.in_flight_bytes_max,
+        };
+        let (sequencer, sequencer_thread) =
+            Sequencer::start(state, index, Arc::clone(&log), sequencer_config, clock.clone())
+                .map_err(|cause| ServerError::Io { what: "the sequencer's thread cannot start".to_owned(), cause })?;
+        let started = clock.now();
+        let backend = Backend { sequencer, log, config: Arc::new(config), clock, started };
+        Ok(Server { backend, sequencer_thread })
+    }
+
+    /// What the services need; also for tests that go without a socket.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Serves the connections until `stop` is done or the log fails; then answers what is in hand and closes the log.
+    pub async fn serve<S, IO>(self, connections: S, stop: impl Future<Output = ()> + Send) -> Result<(), ServerError>
+    where
+        S: Stream<Item = std::io::Result<IO>> + Send + 'static,
+        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let mut failed = self.backend.sequencer.failed();
+        let (routes, health) = service::routes(self.backend.clone()).await;
+        let (stop_sender, stopped) = oneshot::channel::<()>();
+        let serving = transport(self.backend.config.connections_max)
+            .layer(MapResponseLayer::new(service::name_oversized))
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(connections, async { drop(stopped.await) });
+        let mut serving = tokio::spawn(serving);
+
+        let served = tokio::select! {
+            () = stop => None,
+            () = failure(&mut failed) => None,
+            ended = &mut serving => Some(ended),
+        };
+        for service in service::SERVICES {
+            health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+        }
+        // A receiver that is gone has stopped already.
+        let _ = stop_sender.send(());
+        let ended = match served {
+            Some(ended) => Some(ended),
+            None => tokio::time::timeout(GRACE, &mut serving).await.ok(),
+        };
+        serving.abort();
+        let failure = failed.borrow().clone();
+        self.close().await;
+        match (failure, ended) {
+            (Some(failure), _) => Err(ServerError::LogFailed(failure)),
+            (None, Some(Ok(result))) => Ok(result?),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Writes and answers what was decided, then closes the log.
+    pub async fn close(self) {
+        let Server { backend, sequencer_thread } = self;
+        let closing = tokio::task::spawn_blocking(move || {
+            sequencer_thread.stop();
+            backend.log.close();
+        });
+        if closing.await.is_err() {
+            tracing::error!("closing the log panicked");
+        }
+    }
+}
+
+/// Done when the log has failed, or when the sequencer is gone, which only a panic brings about.
+async fn failure(failed: &mut watch::Receiver<Option<Refusal>>) {
+    // An error says that the sender is gone; both ways the server must stop.
+    let _ = failed.wait_for(Option::is_some).await;
+}
+
+/// Every bound that the transport leaves open by default.
+fn transport(connections_max: usize) -> tonic::transport::Server {
+    let streams_per_connection = u32::try_from(connections_max).unwrap_or(u32::MAX).clamp(1_000, 10_000);
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(streams_per_connection)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .http2_max_header_list_size(16 << 10)
+        .max_frame_size(256 << 10)
+}
+
+/// The first fact of a new log names the cluster.
+fn create_cluster(log: &Log, config: &Config, clock: &Clock) -> Result<(), ServerError> {
+    let created = ClusterCreated { cluster_id: log.log_id().to_string(), generation: 1 };
+    let fact = Fact { at_ms: clock.wall_ms(), kind: Some(Kind::ClusterCreated(created)) };
+    let mut entry = EntryBuilder::new(LogIndex::ZERO.next());
+    entry
+        .push_with(fact.encoded_len(), |buffer| fact.encode(buffer).expect("a growing buffer has room for every fact"));
+    let (done_sender, done) = std::sync::mpsc::channel();
+    log.append(entry.finish(LogIndex::ZERO, 0), Box::new(move |result| drop(done_sender.send(result))));
+    let result = done.recv().expect("the log answers every append");
+    result.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
+}
+
+/// Makes state and index from the log.
+fn replay(log: &Log, clock: &Clock) -> Result<(State, Index), ServerError> {
+    let begun = clock.now();
+    let (mut state, mut index, mut facts) = (State::default(), Index::default(), 0_u64);
+    for fact in log.scan(Lsn::ZERO) {
+        let (lsn, payload) = fact?;
+        let fact = Fact::decode(payload).map_err(|cause| ServerError::Undecodable { lsn, cause })?;
+        state.apply(lsn, &fact)?;
+        index.feed(lsn, &fact);
+        facts += 1;
+    }
+    let elapsed_ms = clock.now().since(begun).as_millis() as u64;
+    tracing::info!(cluster = state.cluster_id(), generation = state.generation(), facts, elapsed_ms, "log replayed");
+    Ok((state, index))
+}

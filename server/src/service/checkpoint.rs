@@ -1,0 +1,207 @@
+//! Reading progress. Each read takes its turn among the commits and is answered when all it saw is durable.
+
+use fencepost::v1::checkpoint_service_server::CheckpointService;
+use fencepost::v1::{
+    BranchInfo, GetCheckpointRequest, GetCheckpointResponse, GetHeadRequest, GetHeadResponse, LeaseInfo,
+    ListBranchesRequest, ListBranchesResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListPipelinesRequest,
+    ListPipelinesResponse, PipelineInfo,
+};
+use fencepost::{Lsn, Reason};
+use tonic::{Request, Response, Status};
+
+use super::status::status;
+use super::{Backend, facts, shape};
+use crate::error::Refusal;
+use crate::sequencer::View;
+use crate::state::{Branch, Pipeline, check_name, check_pipeline};
+
+pub(super) struct Service(pub(super) Backend);
+
+#[tonic::async_trait]
+impl CheckpointService for Service {
+    async fn get_head(&self, request: Request<GetHeadRequest>) -> Result<Response<GetHeadResponse>, Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let GetHeadRequest { cluster, pipeline, branch, without_state } = request.into_inner();
+        check_branch(&pipeline, &branch)?;
+        let (name, of) = (branch.clone(), pipeline.clone());
+        let (lsn, seen) = sequencer
+            .read(move |view| {
+                view.state.check_cluster(cluster.as_ref())?;
+                let head = known_branch(view, &of, &name)?.head();
+                head.map(|head| head.lsn)
+                    .ok_or_else(|| missing(&format!("branch '{name}' of '{of}' has no checkpoint")))
+            })
+            .await
+            .map_err(status)?;
+        let head = facts::read_checkpoint(log, lsn, pipeline, branch, without_state).await?;
+        Ok(Response::new(GetHeadResponse { header: Some(sequencer.header(seen)), head: Some(head) }))
+    }
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<GetCheckpointRequest>,
+    ) -> Result<Response<GetCheckpointResponse>, Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let GetCheckpointRequest { cluster, pipeline, branch, sequence, without_state } = request.into_inner();
+        check_branch(&pipeline, &branch)?;
+        let (name, of) = (branch.clone(), pipeline.clone());
+        let (lsn, seen) = sequencer
+            .read(move |view| {
+                view.state.check_cluster(cluster.as_ref())?;
+                let head = known_branch(view, &of, &name)?.head().map_or(0, |head| head.sequence);
+                view.index.commit(&of, &name, sequence).ok_or_else(|| {
+                    let what = format!("branch '{name}' of '{of}' has no checkpoint {sequence}: its head is {head}");
+                    missing(&what).with("actual_head", head)
+                })
+            })
+            .await
+            .map_err(status)?;
+        let checkpoint = facts::read_checkpoint(log, lsn, pipeline, branch, without_state).await?;
+        let header = Some(sequencer.header(seen));
+        Ok(Response::new(GetCheckpointResponse { header, checkpoint: Some(checkpoint) }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<ListCheckpointsRequest>,
+    ) -> Result<Response<ListCheckpointsResponse>, Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size } = request.into_inner();
+        check_branch(&pipeline, &branch)?;
+        let page_size = shape::page_size(page_size).map_err(status)? as u64;
+        let (name, of) = (branch.clone(), pipeline.clone());
+        let (places, seen) = sequencer
+            .read(move |view| {
+                view.state.check_cluster(cluster.as_ref())?;
+                let head = known_branch(view, &of, &name)?.head().map_or(0, |head| head.sequence);
+                let newest = if before_sequence == 0 { head } else { head.min(before_sequence - 1) };
+                let oldest = (newest + 1).saturating_sub(page_size).max(1);
+                let places = (oldest..=newest).rev().filter_map(|sequence| view.index.commit(&of, &name, sequence));
+                Ok((places.collect::<Vec<Lsn>>(), if oldest > 1 { oldest } else { 0 }))
+            })
+            .await
+            .map_err(status)?;
+        let (places, next_before_sequence) = places;
+        let log = log.clone();
+        let checkpoints = facts::blocking(move || {
+            places.into_iter().map(|lsn| facts::checkpoint(&log, lsn, &pipeline, &branch, true)).collect()
+        })
+        .await?;
+        let header = Some(sequencer.header(seen));
+        Ok(Response::new(ListCheckpointsResponse { header, checkpoints, next_before_sequence }))
+    }
+
+    async fn list_pipelines(
+        &self,
+        request: Request<ListPipelinesRequest>,
+    ) -> Result<Response<ListPipelinesResponse>, Status> {
+        let sequencer = &self.0.sequencer;
+        let ListPipelinesRequest { cluster, prefix, page_size, page_token } = request.into_inner();
+        let page_size = shape::page_size(page_size).map_err(status)?;
+        let (pipelines, seen) = sequencer
+            .read(move |view| {
+                view.state.check_cluster(cluster.as_ref())?;
+                let matching = view.state.pipelines_after(&page_token).filter(|(name, _)| name.starts_with(&prefix));
+                Ok(matching.take(page_size).map(|(name, pipeline)| pipeline_info(name, pipeline)).collect::<Vec<_>>())
+            })
+            .await
+            .map_err(status)?;
+        let next_page_token = match pipelines.last() {
+            Some(last) if pipelines.len() == page_size => last.pipeline.clone(),
+            _ => String::new(),
+        };
+        Ok(Response::new(ListPipelinesResponse { header: Some(sequencer.header(seen)), pipelines, next_page_token }))
+    }
+
+    async fn list_branches(
+        &self,
+        request: Request<ListBranchesRequest>,
+    ) -> Result<Response<ListBranchesResponse>, Status> {
+        let sequencer = &self.0.sequencer;
+        let request = request.into_inner();
+        let page_size = shape::page_size(request.page_size).map_err(status)?;
+        if !request.pipeline.is_empty() {
+            check_pipeline("pipeline", &request.pipeline).map_err(status)?;
+        }
+        let (branches, seen) = sequencer.read(move |view| branches(view, &request, page_size)).await.map_err(status)?;
+        let next_page_token = match branches.last() {
+            Some(last) if branches.len() == page_size => format!("{} {}", last.pipeline, last.branch),
+            _ => String::new(),
+        };
+        Ok(Response::new(ListBranchesResponse { header: Some(sequencer.header(seen)), branches, next_page_token }))
+    }
+}
+
+fn check_branch(pipeline: &str, branch: &str) -> Result<(), Status> {
+    check_pipeline("pipeline", pipeline).and_then(|()| check_name("branch", branch)).map_err(status)
+}
+
+fn known_branch<'a>(view: &'a View, pipeline: &str, branch: &str) -> Result<&'a Branch, Refusal> {
+    let known = view.state.pipeline(pipeline);
+    if known.is_none() {
+        return Err(missing(&format!("there is no pipeline '{pipeline}'")));
+    }
+    let branch_known = view.state.branch(pipeline, branch);
+    branch_known.ok_or_else(|| missing(&format!("pipeline '{pipeline}' has no branch '{branch}'")))
+}
+
+fn missing(what: &str) -> Refusal {
+    Refusal::new(
+        Reason::StateMissing,
+        format!("{what}; 'fencepost pipelines' and 'fencepost branches' list what is there"),
+    )
+}
+
+fn pipeline_info(name: &str, pipeline: &Pipeline) -> PipelineInfo {
+    let (branches, leases) = pipeline.counts();
+    let (commits, last_committed_at_ms) = pipeline.commits();
+    PipelineInfo { pipeline: name.to_owned(), branches, leases, commits, last_committed_at_ms }
+}
+
+/// One page of branches. The page token is the last pipeline and branch of the page before, with a space between.
+fn branches(view: &View, request: &ListBranchesRequest, page_size: usize) -> Result<Vec<BranchInfo>, Refusal> {
+    view.state.check_cluster(request.cluster.as_ref())?;
+    let (last_pipeline, last_branch) = request.page_token.split_once(' ').unwrap_or_default();
+    let info = |pipeline: &str, name: &str, branch: &Branch| branch_info(view, pipeline, name, branch);
+    let wanted = |branch: &Branch| !request.leased_only || branch.lease().is_some();
+    let of = |name: &str, pipeline: &Pipeline, after: &str| {
+        let rest = pipeline.branches_after(after).filter(|(_, branch)| wanted(branch));
+        rest.take(page_size).map(|(branch_name, branch)| info(name, branch_name, branch)).collect::<Vec<_>>()
+    };
+    if !request.pipeline.is_empty() {
+        let pipeline = view.state.pipeline(&request.pipeline);
+        let pipeline = pipeline.ok_or_else(|| missing(&format!("there is no pipeline '{}'", request.pipeline)))?;
+        return Ok(of(&request.pipeline, pipeline, last_branch));
+    }
+    let mut found = Vec::new();
+    if let Some(pipeline) = view.state.pipeline(last_pipeline) {
+        found = of(last_pipeline, pipeline, last_branch);
+    }
+    for (name, pipeline) in view.state.pipelines_after(last_pipeline) {
+        if found.len() >= page_size {
+            break;
+        }
+        found.extend(of(name, pipeline, ""));
+    }
+    found.truncate(page_size);
+    Ok(found)
+}
+
+fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> BranchInfo {
+    let head = branch.head();
+    BranchInfo {
+        pipeline: pipeline.to_owned(),
+        branch: name.to_owned(),
+        lease: branch.lease().map(|grant| LeaseInfo {
+            token: grant.token.as_u64(),
+            holder: grant.holder.to_string(),
+            ttl_ms: grant.ttl.as_millis() as u64,
+            remaining_ms: (grant.ttl + grant.lock_delay).saturating_sub(view.silent(grant.token)).as_millis() as u64,
+            granted_at_ms: grant.granted_at_ms,
+        }),
+        head_sequence: head.map_or(0, |head| head.sequence),
+        head_lsn: head.map_or(0, |head| head.lsn.as_u64()),
+        head_committed_at_ms: head.map_or(0, |head| head.committed_at_ms),
+        last_token: branch.last_grant().map_or(0, |grant| grant.token.as_u64()),
+    }
+}

@@ -1,0 +1,222 @@
+//! Moving progress: single commits, many over one stream, and how a commit ended whose answer was lost.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use fencepost::v1::commit_response::Outcome;
+use fencepost::v1::commit_service_server::CommitService;
+use fencepost::v1::resolve_commit_response::Outcome as Resolved;
+use fencepost::v1::{
+    CommitRequest, CommitResponse, CommitStreamRequest, CommitStreamResponse, Header, ResolveCommitRequest,
+    ResolveCommitResponse, SessionResult, session_result,
+};
+use fencepost::{Lsn, Reason};
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::oversized::name_oversized_status;
+use super::status::{message, status};
+use super::{Backend, facts, shape};
+use crate::config::limits;
+use crate::error::Refusal;
+use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer};
+use crate::state::{Resolution, check_name, check_pipeline};
+
+pub(super) struct Service(pub(super) Backend);
+
+#[tonic::async_trait]
+impl CommitService for Service {
+    type CommitStreamStream = Answers;
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+        let sequencer = &self.0.sequencer;
+        let request = request.into_inner();
+        let permit = sequencer.permit(request.encoded_len()).map_err(status)?;
+        let commit = shape::commit(request).map_err(status)?;
+        let done = sequencer.commit_once(commit, permit).await.map_err(status)?;
+        Ok(Response::new(response(done, Some(sequencer.header(done.seen)))))
+    }
+
+    async fn commit_stream(
+        &self,
+        request: Request<Streaming<CommitStreamRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let sequencer = self.0.sequencer.clone();
+        let unanswered = Arc::new(Semaphore::new(limits::STREAM_UNANSWERED_MAX));
+        let (answers_in, answers) = mpsc::unbounded_channel();
+        let (failure_in, failure) = mpsc::channel(1);
+        let inbound = Inbound {
+            sequencer: sequencer.clone(),
+            sessions: HashMap::new(),
+            answers: answers_in,
+            unanswered: Arc::clone(&unanswered),
+        };
+        let commits = request.into_inner();
+        tokio::spawn(async move {
+            if let Err(failed) = inbound.run(commits).await {
+                // If the caller is gone nobody needs to know why its stream ended.
+                let _ = failure_in.send(failed).await;
+            }
+        });
+        Ok(Response::new(Answers { sequencer, answers, failure, unanswered, buffer: Vec::new() }))
+    }
+
+    async fn resolve_commit(
+        &self,
+        request: Request<ResolveCommitRequest>,
+    ) -> Result<Response<ResolveCommitResponse>, Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let request = request.into_inner();
+        check_pipeline("pipeline", &request.pipeline).map_err(status)?;
+        shape::check_id("commit_id", &request.commit_id).map_err(status)?;
+        if !request.branch.is_empty() {
+            check_name("branch", &request.branch).map_err(status)?;
+        }
+        let commit_id = request.commit_id.clone();
+        let (place, seen) = sequencer
+            .read(move |view| {
+                let ResolveCommitRequest { cluster, pipeline, commit_id, branch, sequence } = request;
+                let known = (!branch.is_empty()).then_some((branch.as_str(), sequence));
+                let resolution = view.state.resolve_commit(cluster.as_ref(), &pipeline, &commit_id, known)?;
+                Ok(match resolution {
+                    Resolution::Applied(lsn) => Place::Certain(lsn),
+                    Resolution::NotApplied => Place::Nowhere,
+                    Resolution::AskHistory => {
+                        view.index.commit(&pipeline, &branch, sequence).map_or(Place::Nowhere, Place::Possible)
+                    }
+                })
+            })
+            .await
+            .map_err(status)?;
+        let lsn = match place {
+            Place::Certain(lsn) => Some(lsn),
+            Place::Possible(lsn) => {
+                let log = log.clone();
+                let (_, found) = facts::blocking(move || facts::commit(&log, lsn)).await?;
+                (found.commit_id == commit_id).then_some(lsn)
+            }
+            Place::Nowhere => None,
+        };
+        let outcome = if lsn.is_some() { Resolved::Applied } else { Resolved::NotApplied };
+        Ok(Response::new(ResolveCommitResponse {
+            header: Some(sequencer.header(seen)),
+            outcome: outcome.into(),
+            lsn: lsn.map_or(0, Lsn::as_u64),
+        }))
+    }
+}
+
+/// Where a commit whose answer was lost may be.
+enum Place {
+    Certain(Lsn),
+    /// The branch has a commit of that sequence there; its id tells whether it is the one.
+    Possible(Lsn),
+    Nowhere,
+}
+
+fn response(done: CommitDone, header: Option<Header>) -> CommitResponse {
+    let outcome = if done.already { Outcome::AlreadyApplied } else { Outcome::Applied };
+    CommitResponse { header, lsn: done.lsn.as_u64(), outcome: outcome.into() }
+}
+
+/// Takes the commits of one stream to the sequencer, in their order.
+struct Inbound {
+    sequencer: Sequencer,
+    sessions: HashMap<u64, Arc<Session>>,
+    answers: mpsc::UnboundedSender<SessionAnswer>,
+    unanswered: Arc<Semaphore>,
+}
+
+impl Inbound {
+    async fn run(mut self, mut commits: Streaming<CommitStreamRequest>) -> Result<(), Status> {
+        while let Some(message) = commits.message().await.map_err(name_oversized_status)? {
+            for commit in message.commits {
+                // Whoever does not read its answers has to wait; nobody else does.
+                let Ok(permit) = self.unanswered.acquire().await else { return Ok(()) };
+                permit.forget();
+                let session = self.session(commit.session)?;
+                self.submit(&session, commit.number, commit.commit);
+            }
+            for closed in message.closed_sessions {
+                self.sessions.remove(&closed);
+            }
+        }
+        Ok(())
+    }
+
+    fn session(&mut self, id: u64) -> Result<Arc<Session>, Status> {
+        if let Some(session) = self.sessions.get(&id) {
+            return Ok(Arc::clone(session));
+        }
+        if self.sessions.len() >= limits::SESSIONS_MAX {
+            let expected = format!("at most {} sessions at a time: close some", limits::SESSIONS_MAX);
+            return Err(status(Refusal::field(Reason::InvalidField, "session", id, &expected)));
+        }
+        let session = Session::new(id);
+        self.sessions.insert(id, Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Even what is refused here takes its turn in the sequencer, so that the session is poisoned in order.
+    fn submit(&self, session: &Arc<Session>, number: u64, commit: Option<CommitRequest>) {
+        let mut permit = None;
+        let commit =
+            commit.ok_or_else(|| Refusal::field(Reason::InvalidField, "commit", "", "a commit")).and_then(|request| {
+                permit = Some(self.sequencer.permit(request.encoded_len())?);
+                shape::commit(request)
+            });
+        let reply = CommitReply::stream(self.answers.clone(), Arc::clone(session), number, permit);
+        self.sequencer.commit(commit, reply);
+    }
+}
+
+/// The answers of one stream: all that are ready go out in one message.
+pub(super) struct Answers {
+    sequencer: Sequencer,
+    answers: mpsc::UnboundedReceiver<SessionAnswer>,
+    failure: mpsc::Receiver<Status>,
+    unanswered: Arc<Semaphore>,
+    buffer: Vec<SessionAnswer>,
+}
+
+/// Answers in one message, at most.
+const ANSWERS_MAX: usize = 1024;
+
+impl Stream for Answers {
+    type Item = Result<CommitStreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if let Poll::Ready(Some(failure)) = this.failure.poll_recv(context) {
+            return Poll::Ready(Some(Err(failure)));
+        }
+        if ready!(this.answers.poll_recv_many(context, &mut this.buffer, ANSWERS_MAX)) == 0 {
+            return Poll::Ready(None);
+        }
+        this.unanswered.add_permits(this.buffer.len());
+        let mut seen = Lsn::ZERO;
+        let results = this.buffer.drain(..).map(|answer| {
+            let result = match answer.result {
+                Ok(done) => {
+                    seen = seen.max(done.seen);
+                    session_result::Result::Committed(response(done, None))
+                }
+                Err(refusal) => session_result::Result::Refusal(message(refusal)),
+            };
+            SessionResult { session: answer.session, number: answer.number, result: Some(result) }
+        });
+        let results = results.collect();
+        Poll::Ready(Some(Ok(CommitStreamResponse { results, header: Some(this.sequencer.header(seen)) })))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        // The inbound side may be waiting for answers to be read that nobody will read any more.
+        self.unanswered.close();
+    }
+}

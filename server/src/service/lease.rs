@@ -1,0 +1,56 @@
+//! Taking, keeping and giving back branches.
+
+use fencepost::v1::lease_service_server::LeaseService;
+use fencepost::v1::{
+    KeepAliveRequest, KeepAliveResponse, KeepAliveResult, ReleaseRequest, ReleaseResponse, ResumeMode, ResumeRequest,
+    ResumeResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::status::{message, status};
+use super::{Backend, facts, shape};
+
+pub(super) struct Service(pub(super) Backend);
+
+#[tonic::async_trait]
+impl LeaseService for Service {
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
+        let Backend { sequencer, log, config, .. } = &self.0;
+        let request = request.into_inner();
+        let without_state = request.mode() == ResumeMode::Soft;
+        let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
+        let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
+        let granted = sequencer.resume(resume, wait).await.map_err(status)?;
+        let head = match granted.head {
+            Some(head) => Some(facts::read_checkpoint(log, head.lsn, pipeline, branch, without_state).await?),
+            None => None,
+        };
+        Ok(Response::new(ResumeResponse {
+            header: Some(sequencer.header(granted.seen)),
+            token: granted.token.as_u64(),
+            ttl_ms: granted.ttl.as_millis() as u64,
+            head,
+            predecessor: granted.predecessor,
+        }))
+    }
+
+    async fn keep_alive(&self, request: Request<KeepAliveRequest>) -> Result<Response<KeepAliveResponse>, Status> {
+        let sequencer = &self.0.sequencer;
+        let request = request.into_inner();
+        shape::keep_alive(&request).map_err(status)?;
+        let kept = sequencer.keep_alive(request).await.map_err(status)?;
+        let results = kept.leases.into_iter().map(|lease| match lease {
+            Ok(ttl) => KeepAliveResult { ttl_ms: ttl.as_millis() as u64, refusal: None },
+            Err(refusal) => KeepAliveResult { ttl_ms: 0, refusal: Some(message(refusal)) },
+        });
+        Ok(Response::new(KeepAliveResponse { header: Some(sequencer.header(kept.seen)), results: results.collect() }))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        let sequencer = &self.0.sequencer;
+        let request = request.into_inner();
+        let lease = shape::lease(request.lease).map_err(status)?;
+        let released = sequencer.release(request.cluster, lease).await.map_err(status)?;
+        Ok(Response::new(ReleaseResponse { header: Some(sequencer.header(released.seen)) }))
+    }
+}

@@ -1,0 +1,171 @@
+//! Following what happens, from the log itself.
+
+use std::time::Duration;
+
+use fencepost::log::v1::Fact;
+use fencepost::log::v1::fact::Kind;
+use fencepost::v1::log_service_server::LogService;
+use fencepost::v1::{TailFact, TailRequest, TailResponse};
+use fencepost::{LogIndex, Lsn, Reason};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::status::status;
+use super::{Backend, facts};
+use crate::error::Refusal;
+use crate::log::Log;
+use crate::state::{check_name, check_pipeline};
+
+/// A follower that heard nothing for this long hears a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Facts in one message, and their size, at most. One larger fact still goes out, alone.
+const FACTS_MAX: usize = 512;
+const BYTES_MAX: usize = 1 << 20;
+
+/// Facts that are looked at in one go, although none may match.
+const LOOKED_AT_MAX: usize = 16_384;
+
+pub(super) struct Service(pub(super) Backend);
+
+#[tonic::async_trait]
+impl LogService for Service {
+    type TailStream = ReceiverStream<Result<TailResponse, Status>>;
+
+    async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let request = request.into_inner();
+        if !request.pipeline.is_empty() {
+            check_pipeline("pipeline", &request.pipeline).map_err(status)?;
+        }
+        if !request.branch.is_empty() {
+            check_name("branch", &request.branch).map_err(status)?;
+        }
+        let cluster = request.cluster.clone();
+        let ((), seen) =
+            sequencer.read(move |view| view.state.check_cluster(cluster.as_ref())).await.map_err(status)?;
+        let next = check_start(Lsn::from_u64(request.from_lsn), log.first_lsn(), seen).map_err(status)?;
+        let (messages, stream) = mpsc::channel(4);
+        let follower = Follower { backend: self.0.clone(), request, next, end: seen.next(), messages };
+        tokio::spawn(follower.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+fn check_start(from: Lsn, first: Lsn, seen: Lsn) -> Result<Lsn, Refusal> {
+    if from == Lsn::ZERO {
+        return Ok(first);
+    }
+    if from < first {
+        let message =
+            format!("the oldest fact that is kept is at LSN {first}, after {from}: reload the state from heads");
+        return Err(Refusal::new(Reason::Compacted, message).with("floor", first.as_u64()));
+    }
+    if from > Lsn::new(seen.index().next(), 0) {
+        let message = format!("the newest fact is at LSN {seen}, before {from}: check that this is the right cluster");
+        return Err(Refusal::new(Reason::FutureLsn, message).with("lsn", seen.as_u64()));
+    }
+    Ok(from)
+}
+
+/// One call: reads ahead of its caller by a few messages, and waits where the log ends.
+struct Follower {
+    backend: Backend,
+    request: TailRequest,
+    next: Lsn,
+    /// Where a call that does not follow ends.
+    end: Lsn,
+    messages: mpsc::Sender<Result<TailResponse, Status>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut durable = self.backend.log.durable();
+        loop {
+            durable.borrow_and_update();
+            let sent = match self.read().await {
+                Ok(Some(facts)) => self.send(facts).await,
+                Ok(None) if !self.request.follow => return,
+                Ok(None) => self.wait(&mut durable).await,
+                Err(failure) => return drop(self.messages.send(Err(failure)).await),
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The next facts that match, perhaps none of many looked at; `None` at the end of what is durable.
+    async fn read(&mut self) -> Result<Option<Vec<TailFact>>, Status> {
+        let log = self.backend.log.clone();
+        let (request, next) = (self.request.clone(), self.next);
+        let end = if request.follow { Lsn::MAX } else { self.end };
+        let read = facts::blocking(move || read(&log, &request, next, end)).await?;
+        Ok(read.map(|(facts, next)| {
+            self.next = next;
+            facts
+        }))
+    }
+
+    async fn send(&self, facts: Vec<TailFact>) -> Result<(), ()> {
+        let seen = self.backend.log.durable().borrow().next();
+        let header = Some(self.backend.sequencer.header(Lsn::new(seen, 0)));
+        let message = TailResponse { header, facts, next_lsn: self.next.as_u64() };
+        self.messages.send(Ok(message)).await.map_err(|_| ())
+    }
+
+    /// Waits for more of the log, with a heartbeat now and then. An error: the caller or the log is gone.
+    async fn wait(&self, durable: &mut watch::Receiver<LogIndex>) -> Result<(), ()> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.messages.closed() => return Err(()),
+                changed = durable.changed() => return changed.map_err(|_| ()),
+                () = tokio::time::sleep(HEARTBEAT) => self.send(Vec::new()).await?,
+            }
+        }
+    }
+}
+
+/// Facts from `next` on, and where to go on. `None`: there is nothing yet.
+fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<(Vec<TailFact>, Lsn)>, Refusal> {
+    let (mut found, mut bytes, mut reached) = (Vec::new(), 0, next);
+    for fact in log.scan(next).take(LOOKED_AT_MAX) {
+        let (lsn, payload) = fact.map_err(facts::unreadable)?;
+        if lsn >= end || bytes >= BYTES_MAX || found.len() >= FACTS_MAX {
+            break;
+        }
+        let mut fact = facts::decode(lsn, payload.clone())?;
+        if matches(&fact, request) {
+            if request.without_state {
+                leave_states_out(&mut fact);
+            } else {
+                bytes += payload.len();
+            }
+            found.push(TailFact { lsn: lsn.as_u64(), fact: Some(fact) });
+        }
+        reached = lsn.next();
+    }
+    Ok((reached > next).then_some((found, reached)))
+}
+
+fn matches(fact: &Fact, request: &TailRequest) -> bool {
+    let is_wanted = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
+    let (pipeline, branches): (&str, Vec<&str>) = match &fact.kind {
+        Some(Kind::LeaseGranted(granted)) => (&granted.pipeline, vec![&granted.branch]),
+        Some(Kind::LeaseReleased(released)) => (&released.pipeline, vec![&released.branch]),
+        Some(Kind::Committed(committed)) => {
+            (&committed.pipeline, committed.branches.iter().map(|moved| moved.branch.as_str()).collect())
+        }
+        Some(Kind::ClusterCreated(_)) | None => return request.pipeline.is_empty() && request.branch.is_empty(),
+    };
+    is_wanted(&request.pipeline, pipeline) && branches.iter().any(|branch| is_wanted(&request.branch, branch))
+}
+
+fn leave_states_out(fact: &mut Fact) {
+    let Some(Kind::Committed(committed)) = &mut fact.kind else { return };
+    for checkpoint in committed.branches.iter_mut().filter_map(|moved| moved.checkpoint.as_mut()) {
+        checkpoint.state.clear();
+    }
+}

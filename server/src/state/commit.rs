@@ -1,0 +1,138 @@
+//! Judging commits.
+
+use fencepost::log::v1::{Committed, CommittedBranch};
+use fencepost::v1::{ClusterRef, CommitRequest};
+use fencepost::{Lsn, Reason, Token};
+
+use super::{Branch, Digest, Pipeline, State};
+use crate::error::Refusal;
+
+/// A commit, its shape already checked.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// As it came, with the payload CRC of every checkpoint filled in.
+    pub request: CommitRequest,
+    /// Of what is committed. Not of tokens and time limits: they belong to the attempt.
+    pub digest: Digest,
+    /// What the payload check found, which counts only after the checks that come before it.
+    pub payload_fault: Option<Refusal>,
+}
+
+/// How a commit is judged, if it is not refused.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommitVerdict {
+    /// All branches move once this fact is durable.
+    Apply(Committed),
+    /// An earlier attempt moved them, here.
+    AlreadyApplied(Lsn),
+}
+
+/// What is known of a commit whose answer was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It is in the log.
+    Applied(Lsn),
+    /// It is not.
+    NotApplied,
+    /// The branch has had a commit of that sequence; the history knows whether it was this one.
+    AskHistory,
+}
+
+impl State {
+    /// Judges a commit by the checks of `semantics.md`, in their order. `now_ms` is the server's wall clock, compared
+    /// with nothing but the request's own `not_after`.
+    pub fn evaluate_commit(&self, commit: Commit, now_ms: u64) -> Result<CommitVerdict, Refusal> {
+        let Commit { request, digest, payload_fault } = commit;
+        self.check_cluster(request.cluster.as_ref())?;
+        let pipeline = self.pipeline(&request.pipeline);
+
+        if let Some((first, lsn)) = pipeline.and_then(|pipeline| pipeline.window.get(&request.commit_id)) {
+            if first == digest {
+                return Ok(CommitVerdict::AlreadyApplied(lsn));
+            }
+            return Err(reused(&request.commit_id, lsn));
+        }
+        if request.not_after_ms != 0 && now_ms > request.not_after_ms {
+            let message = format!("not_after_ms is {}, and the server's clock is at {now_ms}", request.not_after_ms);
+            return Err(Refusal::new(Reason::NotAfterPassed, message).with("server_time_ms", now_ms));
+        }
+        for branch in &request.branches {
+            self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
+        }
+        for branch in &request.branches {
+            check_sequence(pipeline, &request.pipeline, &branch.branch, branch.sequence)?;
+        }
+        if let Some(fault) = payload_fault {
+            return Err(fault);
+        }
+        Ok(CommitVerdict::Apply(Committed {
+            pipeline: request.pipeline,
+            commit_id: request.commit_id,
+            digest: bytes::Bytes::copy_from_slice(&digest),
+            branches: request
+                .branches
+                .into_iter()
+                .map(|branch| CommittedBranch {
+                    branch: branch.branch,
+                    sequence: branch.sequence,
+                    token: branch.token,
+                    checkpoint: branch.checkpoint,
+                })
+                .collect(),
+        }))
+    }
+
+    /// Says how a commit ended. `branch` and `sequence` are one branch of it and the sequence it asked for, if the
+    /// caller still knows.
+    pub fn resolve_commit(
+        &self,
+        cluster: Option<&ClusterRef>,
+        pipeline: &str,
+        commit_id: &str,
+        branch: Option<(&str, u64)>,
+    ) -> Result<Resolution, Refusal> {
+        self.check_cluster(cluster)?;
+        let Some(known) = self.pipeline(pipeline) else { return Ok(Resolution::NotApplied) };
+        if let Some((_, lsn)) = known.window.get(commit_id) {
+            return Ok(Resolution::Applied(lsn));
+        }
+        if !known.window.has_forgotten() {
+            return Ok(Resolution::NotApplied);
+        }
+        let Some((branch, sequence)) = branch else {
+            let message = format!(
+                "commit '{commit_id}' is not among the newest {} of '{pipeline}', and older ones are told by branch \
+                 and sequence: give those of one branch of the commit",
+                super::WINDOW_COMMITS
+            );
+            return Err(Refusal::new(Reason::DedupeWindowExceeded, message).with("commit_id", commit_id));
+        };
+        let head = self.branch(pipeline, branch).and_then(Branch::head).map_or(0, |head| head.sequence);
+        Ok(if sequence > head { Resolution::NotApplied } else { Resolution::AskHistory })
+    }
+}
+
+fn check_sequence(pipeline: Option<&Pipeline>, name: &str, branch: &str, sequence: u64) -> Result<(), Refusal> {
+    let head = pipeline.and_then(|pipeline| pipeline.branches.get(branch)).and_then(Branch::head);
+    let actual = head.map_or(0, |head| head.sequence);
+    if sequence == actual + 1 {
+        return Ok(());
+    }
+    let message = format!(
+        "branch '{branch}' of '{name}' is at sequence {actual}, so the next commit is {}, not {sequence}: read the \
+         head again and build the commit from it",
+        actual + 1
+    );
+    Err(Refusal::new(Reason::HeadMismatch, message)
+        .with("branch", branch)
+        .with("actual_head", actual)
+        .with("actual_head_lsn", head.map_or(0, |head| head.lsn.as_u64())))
+}
+
+fn reused(commit_id: &str, lsn: Lsn) -> Refusal {
+    let message = format!(
+        "commit id '{commit_id}' is taken: the commit at LSN {lsn} used it with other content; use a new id for new \
+         content"
+    );
+    Refusal::new(Reason::CommitIdReused, message).with("commit_id", commit_id).with("lsn", lsn.as_u64())
+}

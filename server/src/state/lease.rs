@@ -1,0 +1,234 @@
+//! Judging who gets a branch and who gives it back.
+
+use std::time::Duration;
+
+use fencepost::log::v1::{LeaseGranted, LeaseReleased};
+use fencepost::v1::{ClusterRef, LeaseRef, OnMissing, ResumeRequest, Takeover};
+use fencepost::{Lsn, Reason, Token};
+
+use super::{Branch, Head, State};
+use crate::error::Refusal;
+
+/// A grant: the right of one worker to move one branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The fencing token.
+    pub token: Token,
+    /// The stable name of the worker's role.
+    pub holder: Box<str>,
+    /// How long the holder may be silent before others may claim the branch.
+    pub ttl: Duration,
+    /// How much longer others wait after an abnormal loss.
+    pub lock_delay: Duration,
+    /// Where the grant is in the log.
+    pub lsn: Lsn,
+    /// By the server's wall clock, for people.
+    pub granted_at_ms: u64,
+    pub(super) request_id: Box<str>,
+    pub(super) released: bool,
+}
+
+impl Grant {
+    pub(super) fn from_fact(lsn: Lsn, at_ms: u64, granted: &LeaseGranted) -> Grant {
+        Grant {
+            token: Token::from_u64(granted.token),
+            holder: granted.holder.as_str().into(),
+            ttl: Duration::from_millis(granted.ttl_ms),
+            lock_delay: Duration::from_millis(granted.lock_delay_ms),
+            lsn,
+            granted_at_ms: at_ms,
+            request_id: granted.request_id.as_str().into(),
+            released: false,
+        }
+    }
+
+    /// Whether the holder gave the branch back.
+    pub fn is_released(&self) -> bool {
+        self.released
+    }
+}
+
+/// A request for a branch, its shape already checked.
+#[derive(Clone, Debug)]
+pub struct Resume {
+    /// As it came, with the TTL filled in.
+    pub request: ResumeRequest,
+}
+
+/// What time has to say about a request for a branch.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumeTiming {
+    /// For how long nothing was heard from the present holder.
+    pub silent: Duration,
+}
+
+/// How a request for a branch is judged.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ResumeVerdict {
+    /// The caller gets the branch once this fact is durable.
+    Grant(LeaseGranted),
+    /// A retry: the caller got the branch already, with this token.
+    Repeat(Token),
+    /// Somebody else has it and is not known to be gone.
+    Held {
+        /// How long until the branch can be claimed if its holder stays silent.
+        remaining: Duration,
+        /// What the caller is told if it does not wait.
+        refusal: Refusal,
+    },
+}
+
+impl State {
+    /// Judges a request for a branch.
+    pub fn evaluate_resume(&self, resume: &Resume, timing: ResumeTiming) -> Result<ResumeVerdict, Refusal> {
+        let request = &resume.request;
+        self.check_cluster(request.cluster.as_ref())?;
+        let branch = self.branch(&request.pipeline, &request.branch);
+        let grant = branch.and_then(Branch::last_grant);
+
+        if let Some(grant) = grant
+            && *grant.request_id == request.request_id
+            && !grant.released
+        {
+            return Ok(ResumeVerdict::Repeat(grant.token));
+        }
+        if branch.and_then(Branch::head).is_none() && request.on_missing() != OnMissing::StartFresh {
+            return Err(missing(&request.pipeline, &request.branch));
+        }
+        if let Some(grant) = grant.filter(|grant| !grant.released) {
+            let remaining = remaining(grant, request, timing.silent);
+            if !remaining.is_zero() {
+                return Ok(ResumeVerdict::Held { remaining, refusal: held(grant, request, remaining) });
+            }
+        }
+        Ok(ResumeVerdict::Grant(self.grant(request, branch, timing)?))
+    }
+
+    /// Checks that the lease is in force.
+    pub fn check_lease(&self, lease: &LeaseRef) -> Result<&Grant, Refusal> {
+        self.check_token(&lease.pipeline, &lease.branch, Token::from_u64(lease.token))
+    }
+
+    /// Judges a release. `None`: it was released before.
+    pub fn evaluate_release(
+        &self,
+        cluster: Option<&ClusterRef>,
+        lease: LeaseRef,
+    ) -> Result<Option<LeaseReleased>, Refusal> {
+        self.check_cluster(cluster)?;
+        let last = self.branch(&lease.pipeline, &lease.branch).and_then(Branch::last_grant);
+        if last.is_some_and(|grant| grant.released && grant.token.as_u64() == lease.token) {
+            return Ok(None);
+        }
+        self.check_lease(&lease)?;
+        Ok(Some(LeaseReleased { pipeline: lease.pipeline, branch: lease.branch, token: lease.token }))
+    }
+
+    /// Check 3 of `semantics.md`: the token is the branch's current one.
+    pub(super) fn check_token(&self, pipeline: &str, branch: &str, token: Token) -> Result<&Grant, Refusal> {
+        let last = self.branch(pipeline, branch).and_then(Branch::last_grant);
+        match last {
+            Some(grant) if grant.token == token && !grant.released => Ok(grant),
+            _ if token > self.last_token => Err(self.rolled_back(&format!("token {token}"))),
+            _ => Err(fenced(pipeline, branch, token, last)),
+        }
+    }
+
+    fn grant(
+        &self,
+        request: &ResumeRequest,
+        branch: Option<&Branch>,
+        timing: ResumeTiming,
+    ) -> Result<LeaseGranted, Refusal> {
+        let previous = branch.and_then(Branch::last_grant);
+        Ok(LeaseGranted {
+            pipeline: request.pipeline.clone(),
+            branch: request.branch.clone(),
+            token: self.next_token()?.as_u64(),
+            holder: request.holder.clone(),
+            ttl_ms: request.ttl_ms,
+            lock_delay_ms: request.lock_delay_ms,
+            request_id: request.request_id.clone(),
+            takeover: request.takeover,
+            reason: request.reason.clone(),
+            resumed_sequence: branch.and_then(Branch::head).map_or(0, |head: Head| head.sequence),
+            previous_holder: previous.map_or_else(String::new, |grant| grant.holder.to_string()),
+            previous_token: previous.map_or(0, |grant| grant.token.as_u64()),
+            previous_silent_ms: previous
+                .filter(|grant| !grant.released)
+                .map(|_| timing.silent.as_millis().try_into().unwrap_or(u64::MAX)),
+        })
+    }
+
+    fn next_token(&self) -> Result<Token, Refusal> {
+        let epoch = if self.last_token.generation() == self.generation { self.last_token.epoch() + 1 } else { 1 };
+        Token::new(self.generation, epoch).ok_or_else(|| {
+            Refusal::new(Reason::Corrupt, "this generation has granted 2^48 tokens: there is no greater one")
+        })
+    }
+}
+
+/// How long the caller has to wait for this grant to become claimable; zero: not at all.
+///
+/// The lock delay counts from the moment the holder could be taken for lost: when its TTL ran out, or, for a holder of
+/// the same name that says by coming back that its predecessor is gone, when that was last heard.
+fn remaining(grant: &Grant, request: &ResumeRequest, silent: Duration) -> Duration {
+    match request.takeover() {
+        Takeover::Force => Duration::ZERO,
+        Takeover::SameHolder if *grant.holder == request.holder => grant.lock_delay.saturating_sub(silent),
+        Takeover::Unspecified | Takeover::Wait | Takeover::SameHolder => {
+            (grant.ttl + grant.lock_delay).saturating_sub(silent)
+        }
+    }
+}
+
+fn held(grant: &Grant, request: &ResumeRequest, remaining: Duration) -> Refusal {
+    // Rounded up, so that a caller who waits that long is not a moment early.
+    let remaining_ms = remaining.as_millis() as u64 + 1;
+    let message = format!(
+        "branch '{}' of '{}' is held by '{}' (token {}): it can be claimed in {remaining_ms} ms if that worker stays \
+         silent; wait for it, or take over with FORCE and a reason",
+        request.branch, request.pipeline, grant.holder, grant.token
+    );
+    Refusal::new(Reason::LeaseHeld, message)
+        .with("holder", &grant.holder)
+        .with("current_token", grant.token.as_u64())
+        .with("remaining_ms", remaining_ms)
+        .with("retry_after_ms", remaining_ms)
+}
+
+fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> Refusal {
+    let refusal = |message: String| Refusal::new(Reason::Fenced, message);
+    let Some(grant) = last else {
+        return refusal(format!("nobody was ever granted branch '{branch}' of '{pipeline}': token {token} is not its"));
+    };
+    let message = if grant.token == token {
+        format!("token {token} released branch '{branch}' of '{pipeline}': resume to get a new one")
+    } else if grant.token < token {
+        format!("token {token} was granted for another branch than '{branch}' of '{pipeline}'")
+    } else if grant.released {
+        format!(
+            "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and released \
+             it; stop this worker, or resume",
+            grant.holder, grant.token
+        )
+    } else {
+        format!(
+            "branch '{branch}' of '{pipeline}' is held by '{}' with token {} now, so token {token} can never move it \
+             again; stop this worker",
+            grant.holder, grant.token
+        )
+    };
+    refusal(message)
+        .with("current_token", grant.token.as_u64())
+        .with("holder", &grant.holder)
+        .with("lsn", grant.lsn.as_u64())
+}
+
+pub(super) fn missing(pipeline: &str, branch: &str) -> Refusal {
+    let message = format!(
+        "branch '{branch}' of '{pipeline}' has no checkpoint: if it is meant to start from nothing, resume with \
+         on_missing = START_FRESH; if it is not, check the names, the endpoint and whether state was lost"
+    );
+    Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline).with("branch", branch)
+}
