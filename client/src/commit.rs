@@ -73,6 +73,8 @@ impl<'w> Commit<'w> {
     }
 
     /// Makes the commit: on success every worker's head has moved; on an error whose [`Error::applied`] is `No` none has.
+    /// If it still cannot be told at the deadline how an *earlier* commit of one of the workers ended, the error is about
+    /// that one, and this one was not sent.
     pub async fn send(mut self) -> Result<Committed> {
         let (client, sequence_of) = self.check()?;
         let deadline = Instant::now() + client.shared.rpc.options.commit_deadline;

@@ -132,10 +132,9 @@ impl Error {
         match self {
             Error::Refused(refusal) => refusal.action(),
             Error::Unreachable { .. } => Action::Retry,
-            Error::Unanswered { .. } => Action::ResolveThenRetry,
             // Asking again does not help where the wrong server would be asked.
             Error::InDoubt { cause, .. } if cause.action() == Action::Operator => Action::Operator,
-            Error::InDoubt { .. } => Action::ResolveThenRetry,
+            Error::Unanswered { .. } | Error::InDoubt { .. } => Action::ResolveThenRetry,
             Error::Invalid { .. } => Action::Stop,
             Error::Lost(_) => Action::Reacquire,
             Error::CorruptAnswer { .. } | Error::RolledBack { .. } | Error::WrongCluster { .. } => Action::Operator,
@@ -385,3 +384,6 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
     last.to_string()
 }
+
+#[cfg(test)]
+mod tests;

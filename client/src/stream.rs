@@ -176,7 +176,7 @@ impl Stream {
         let error = loop {
             tokio::select! {
                 answers = self.inbound.message() => match answers {
-                    Ok(Some(answers)) => self.on_their_way.deliver(answers.results, &driver.rpc),
+                    Ok(Some(answers)) => self.on_their_way.deliver(answers, &driver.rpc),
                     Ok(None) => break driver.broken("the server ended the commit stream"),
                     Err(status) => break why(&status, driver),
                 },
@@ -219,13 +219,12 @@ impl InFlight {
         self.last_number
     }
 
-    fn deliver(&mut self, results: Vec<v1::SessionResult>, rpc: &Rpc) {
-        for result in results {
+    fn deliver(&mut self, message: v1::CommitStreamResponse, rpc: &Rpc) {
+        let believed = rpc.cluster.observe(message.header.as_ref());
+        for result in message.results {
             let Some(answer) = self.answers.remove(&result.number) else { continue };
             let outcome = match result.result {
-                Some(v1::session_result::Result::Committed(committed)) => {
-                    rpc.cluster.observe(committed.header.as_ref()).map(|()| committed)
-                }
+                Some(v1::session_result::Result::Committed(committed)) => believed.clone().map(|()| committed),
                 Some(v1::session_result::Result::Refusal(refusal)) => Err(Error::from_refusal(refusal)),
                 None => Err(Error::Unanswered {
                     endpoint: rpc.endpoint.clone(),

@@ -190,7 +190,7 @@ impl fmt::Debug for Worker {
         f.debug_struct("Worker")
             .field("pipeline", &self.pipeline())
             .field("branch", &self.branch())
-            .field("token", &self.token())
+            .field("token", &format_args!("{}", self.token()))
             .field("sequence", &self.sequence())
             .finish_non_exhaustive()
     }

@@ -156,6 +156,17 @@ async fn an_unanswered_commit_is_settled_after_the_request_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_question_without_an_answer_is_asked_again() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    fake.fate(Fate::LoseAnswer);
+    fake.script(|state| state.resolve_fates.push_back(CallFate::Swallow));
+    let begun = tokio::time::Instant::now();
+    assert_eq!(worker.commit(Checkpoint::at("10")).await.unwrap().sequence, 1);
+    assert!((10..20).contains(&begun.elapsed().as_secs()), "after one request timeout");
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_the_deadline_a_commit_is_in_doubt_and_says_how_to_settle_it() {
     let fake = Fake::start();
     let worker = fake.worker().await;

@@ -233,7 +233,7 @@ impl State {
     }
 
     fn judge(&mut self, commit: v1::CommitRequest) -> Result<v1::CommitResponse, v1::Refusal> {
-        let header = self.header();
+        let header = None;
         if let Some(lsn) = self.landed.get(&commit.commit_id) {
             let outcome = v1::commit_response::Outcome::AlreadyApplied.into();
             return Ok(v1::CommitResponse { header, lsn: *lsn, outcome });
@@ -299,7 +299,9 @@ impl v1::commit_service_server::CommitService for Fake {
             None => Err(Status::unavailable("the connection broke")),
             Some(None) => std::future::pending().await,
             Some(Some(result)) => match result.result.unwrap() {
-                v1::session_result::Result::Committed(committed) => Ok(Response::new(committed)),
+                v1::session_result::Result::Committed(committed) => {
+                    Ok(Response::new(v1::CommitResponse { header: self.see(State::header), ..committed }))
+                }
                 v1::session_result::Result::Refusal(refusal) => Err(status(refusal.reason.parse().unwrap(), vec![])),
             },
         }
@@ -326,7 +328,8 @@ impl v1::commit_service_server::CommitService for Fake {
                         return;
                     };
                     let results = result.into_iter().collect();
-                    let _ = answers.send(Ok(v1::CommitStreamResponse { results })).await;
+                    let header = fake.see(State::header);
+                    let _ = answers.send(Ok(v1::CommitStreamResponse { results, header })).await;
                 }
             }
         });
