@@ -5,3 +5,5 @@
 #![allow(clippy::missing_errors_doc)]
 
 pub mod clock;
+pub mod disk;
+pub mod log;
