@@ -57,13 +57,11 @@ impl FromStr for Token {
 
     /// Reads both forms: `g1.e42` and the integer.
     fn from_str(text: &str) -> Result<Token, String> {
-        let expected =
-            || format!("'{text}' is no fencing token: expected a form such as g1.e42, or its integer");
+        let expected = || format!("'{text}' is no fencing token: expected a form such as g1.e42, or its integer");
         if let Ok(value) = text.parse() {
             return Ok(Token(value));
         }
-        let (generation, epoch) =
-            text.strip_prefix('g').and_then(|rest| rest.split_once(".e")).ok_or_else(expected)?;
+        let (generation, epoch) = text.strip_prefix('g').and_then(|rest| rest.split_once(".e")).ok_or_else(expected)?;
         let generation = generation.parse().map_err(|_| expected())?;
         let epoch = epoch.parse().map_err(|_| expected())?;
         Token::new(generation, epoch).ok_or_else(expected)

@@ -25,7 +25,9 @@ fn open(disk: &SimDisk) -> Result<Log, OpenError> {
 
 fn entry(index: u64, payloads: &[&[u8]]) -> super::Entry {
     let mut builder = EntryBuilder::new(LogIndex(index));
-    payloads.iter().for_each(|payload| builder.push(payload));
+    for payload in payloads {
+        builder.push(payload);
+    }
     builder.finish(LogIndex(index - 1), 0)
 }
 
