@@ -3,6 +3,8 @@
 //! `tests/fixtures/log-v1/` was written once and is never written again. A new format gets a directory of its own. The
 //! generator is here for that day: `cargo test --test format -- --ignored`.
 
+#![allow(clippy::unwrap_used)] // A panic is how a test says no.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

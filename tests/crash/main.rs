@@ -6,6 +6,8 @@
 //! * `verdicts`: each row of the table in `server/src/log/recovery.rs`;
 //! * `random`: long random histories against a model.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A panic is how a test says no, and counts are printed.
+
 mod crashes;
 mod damage;
 mod faults;
