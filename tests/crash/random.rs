@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::workload::{CONFIG, append, check, open};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Append { entries: u64 },
     Reopen,

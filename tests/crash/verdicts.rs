@@ -87,7 +87,8 @@ fn a_damaged_header_is_refused_in_every_segment() {
 
 #[test]
 fn a_segment_of_another_log_number_or_place_is_refused() {
-    let changes: [(&str, fn(&mut [u8])); 4] = [
+    type Change = fn(&mut [u8]);
+    let changes: [(&str, Change); 4] = [
         ("is of log", |header| header[16] ^= 1),
         ("holds segment 7", |header| header[32] = 7),
         ("begins with entry", |header| header[40] ^= 1),
@@ -164,9 +165,9 @@ fn damage_in_the_last_entry_is_not_taken_for_a_torn_write() {
     let disk = one_segment(&[b"first", &[7; 1500]]);
     let bytes = disk.bytes(&segment(1)).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    for at in 512 + 112..=end {
+    for (at, good) in bytes.iter().enumerate().take(end + 1).skip(512 + 112) {
         let image = disk.fork();
-        image.damage(&segment(1), at, bytes[at] ^ 0x04);
+        image.damage(&segment(1), at, good ^ 0x04);
         let damage = refused(&image);
         assert!(damage.offset as usize <= at, "{damage}");
     }
