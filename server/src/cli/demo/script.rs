@@ -27,7 +27,7 @@ const TTL: Duration = Duration::from_secs(2);
 /// that may have passed since its last sign of life: so it wakes with its batch done and its commit due.
 const SLOW_BATCH: Duration = Duration::from_millis(1300);
 /// How long anything may take that should take a second or two. Generous, because machines can be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// A worker's progress is told after every so many commits.
 const MILESTONE: u64 = 12;
 
@@ -206,7 +206,7 @@ impl Script<'_> {
         })
         .await?;
         tokio::time::sleep(fault.delay).await;
-        let at_work = self.stage.look(|record| at_work(record));
+        let at_work = self.stage.look(at_work);
         self.stage.kill(server).await?;
         let killed = timeline.elapsed();
         let text = format!("killed with SIGKILL while {} workers are at work", at_work.len());

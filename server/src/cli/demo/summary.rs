@@ -127,10 +127,13 @@ impl Summary<'_> {
 
     fn failure(&self) -> CliError {
         let problems = &self.verdict.problems;
-        let first = problems.iter().take(SHOWN).map(|problem| format!("\n  {problem}")).collect::<String>();
         let count = problems.len();
-        let more = if count > SHOWN { format!("\n  and {} more", count - SHOWN) } else { String::new() };
-        let message = format!("DIFFERENT from an uninterrupted run, in {count} places:{first}{more}");
+        let mut lines = vec![format!("DIFFERENT from an uninterrupted run, in {count} places:")];
+        lines.extend(problems.iter().take(SHOWN).cloned());
+        if count > SHOWN {
+            lines.push(format!("and {} more", count - SHOWN));
+        }
+        let message = lines.join("\n  ");
         CliError::new(exit::INTEGRITY, message)
     }
 }
