@@ -35,6 +35,8 @@ pub(super) struct BranchVerdict {
     pub(super) rows: u64,
     /// Rows of results that a reader leaves out.
     pub(super) orphans: u64,
+    /// One of them, and why.
+    pub(super) example: Option<String>,
 }
 
 /// The commits and grants of one branch, as the log has them.
@@ -151,13 +153,15 @@ impl Verdict {
         expected: &Totals,
         history: History,
     ) -> Result<(), CliError> {
-        let (mut kept, mut lines, mut orphans) = (Totals::default(), HashSet::new(), 0);
-        for row in read_results(&dir.results(origin))? {
-            let committed = |sequence, token| history.commits.get(&sequence).is_some_and(|(by, _)| *by == token);
-            match row.filter(|row| committed(row.sequence, row.token)) {
+        let (mut kept, mut lines, mut orphans, mut example) = (Totals::default(), HashSet::new(), 0, None);
+        for (text, row) in read_results(&dir.results(origin))? {
+            match row.filter(|row| history.committed_by(row.sequence) == Some(row.token)) {
                 Some(row) if lines.insert(row.line) => kept.add(&row.day, &row.carrier, row.arrival_delay),
                 Some(row) => self.problems.push(format!("{origin}: the results have line {} twice", row.line)),
-                None => orphans += 1,
+                None => {
+                    orphans += 1;
+                    example.get_or_insert_with(|| history.explain(&text));
+                }
             }
         }
         self.compare(origin, "the results together", expected, &kept);
@@ -167,6 +171,7 @@ impl Verdict {
             tokens: history.tokens,
             rows: kept.flights(),
             orphans,
+            example,
         });
         Ok(())
     }
@@ -182,6 +187,21 @@ impl History {
             return Some(format!("committed sequence {sequence}, expected {expected}"));
         }
         (current != Some(token)).then(|| format!("committed under {token}, which was not its current token"))
+    }
+
+    fn committed_by(&self, sequence: u64) -> Option<Token> {
+        self.commits.get(&sequence).map(|(token, _)| *token)
+    }
+
+    /// Why a reader leaves a line of the results out.
+    fn explain(&self, line: &str) -> String {
+        let sequence = line.split(',').nth(1).and_then(|sequence| sequence.parse().ok());
+        let why = match sequence.map(|sequence| (sequence, self.committed_by(sequence))) {
+            Some((sequence, Some(token))) => format!("sequence {sequence} was committed under {token}"),
+            Some((sequence, None)) => format!("sequence {sequence} was never committed"),
+            None => "it was never finished".to_owned(),
+        };
+        format!("{line}  ({why})")
     }
 }
 

@@ -167,10 +167,11 @@ pub(super) struct ResultRow {
     pub(super) arrival_delay: Option<i32>,
 }
 
-/// Reads a file of results. A line that a dying worker did not finish is `None`.
-pub(super) fn read_results(path: &Path) -> Result<Vec<Option<ResultRow>>, CliError> {
+/// Reads a file of results: each line, and the row that it is. One that a dying worker did not finish is none.
+pub(super) fn read_results(path: &Path) -> Result<Vec<(String, Option<ResultRow>)>, CliError> {
     let text = fs::read_to_string(path).map_err(|cause| CliError::io(format_args!("{}", path.display()), cause))?;
-    Ok(text.lines().filter(|line| *line != TITLE.trim_end()).map(parse_result).collect())
+    let lines = text.lines().filter(|line| *line != TITLE.trim_end());
+    Ok(lines.map(|line| (line.to_owned(), parse_result(line))).collect())
 }
 
 fn parse_result(line: &str) -> Option<ResultRow> {

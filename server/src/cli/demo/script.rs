@@ -129,7 +129,7 @@ impl Script<'_> {
         self.stage.signal(victim, Signal::STOP)?;
         let frozen = timeline.elapsed();
         let (token, place) = self.stage.look(|record| standing(&record.parts[victim]));
-        let text = format!("frozen with SIGSTOP {place} (token {token}); its lease lasts {} s", TTL.as_secs());
+        let text = format!("frozen with SIGSTOP {place} (token {token}); it has to be silent for {} s", TTL.as_secs());
         let facts = json!({ "branch": origin, "token": token.to_string(), "sequence": fault.sequence });
         timeline.say(&self.name(victim), Tone::Fault, &text, "frozen", facts);
 
@@ -219,26 +219,43 @@ impl Script<'_> {
         let text = format!("started again on the same data: listening {server_ms} ms after the kill");
         timeline.say("server", Tone::Recovery, &text, "server_restarted", json!({ "after_ms": server_ms }));
 
+        let outages = self.commit_again(at_work, killed, back).await?;
+        Ok((server_ms, outages))
+    }
+
+    /// Tells of each worker when it commits again, in the order in which they do.
+    async fn commit_again(
+        &self,
+        mut waiting: Vec<(PartId, &'static str)>,
+        killed: Duration,
+        back: Duration,
+    ) -> Result<Vec<Outage>, CliError> {
         let mut outages = Vec::new();
-        for (worker, origin) in at_work {
-            // What was read before the new server listened can only be an answer of the old one. A worker that was at its
-            // end has nothing more to commit.
-            let again = self
+        loop {
+            // A worker that was at its end has nothing more to commit.
+            waiting.retain(|(worker, _)| self.stage.look(|record| !is_done_without(&record.parts[*worker], back)));
+            if waiting.is_empty() {
+                return Ok(outages);
+            }
+            let next = self
                 .until("every worker commits again after the server's restart", |record| {
-                    let part = &record.parts[worker];
-                    let commit = part.commits().find(|(at, ..)| *at >= back);
-                    commit.map(Some).or_else(|| part.is_done().then_some(None))
+                    let commits = waiting.iter().enumerate().filter_map(|(place, (worker, _))| {
+                        let (at, sequence) = first_since(&record.parts[*worker], back)?;
+                        Some((at, place, sequence))
+                    });
+                    let is_one_done = waiting.iter().any(|(worker, _)| record.parts[*worker].is_done());
+                    commits.min().map(Some).or(is_one_done.then_some(None))
                 })
                 .await?;
-            let Some((at, sequence, _)) = again else { continue };
+            let Some((at, place, sequence)) = next else { continue };
+            let (worker, origin) = waiting.remove(place);
             let resumed_after = at.saturating_sub(killed);
             let after_ms = millis(resumed_after);
             let text = format!("commits again, by itself: sequence {sequence}, {after_ms} ms after the kill");
             let facts = json!({ "sequence": sequence, "after_ms": after_ms });
-            timeline.say(&self.name(worker), Tone::Recovery, &text, "commits_again", facts);
+            self.stage.timeline.say(&self.name(worker), Tone::Recovery, &text, "commits_again", facts);
             outages.push(Outage { origin, resumed_after });
         }
-        Ok((server_ms, outages))
     }
 
     /// Waits until a worker is in the middle of the batch that was chosen, and a little longer.
@@ -340,6 +357,15 @@ fn standing(part: &Part) -> (Token, String) {
         .halfway()
         .map_or_else(|| "between two batches".to_owned(), |sequence| format!("in the middle of batch {sequence}"));
     (token, place)
+}
+
+/// The first commit that was told after the new server listened: what was read before can only be an answer of the old one.
+fn first_since(part: &Part, back: Duration) -> Option<(Duration, u64)> {
+    part.commits().find(|(at, ..)| *at >= back).map(|(at, sequence, _)| (at, sequence))
+}
+
+fn is_done_without(part: &Part, back: Duration) -> bool {
+    part.is_done() && first_since(part, back).is_none()
 }
 
 fn at_work(record: &Record) -> Vec<(PartId, &'static str)> {

@@ -109,19 +109,23 @@ impl Summary<'_> {
         let seed = self.plan.seed;
         let look = if self.stage.dir.is_kept() {
             let dir = self.stage.dir.path().display();
-            format!("Look at it:  fencepost serve --data-dir {dir}/data   and then   fencepost log")
+            format!("Look at it:           fencepost serve --data-dir {dir}/data")
         } else {
-            "Keep it all: fencepost demo --keep DIR".to_owned()
+            "Keep the log:         fencepost demo --keep DIR".to_owned()
         };
+        let examples = self.verdict.branches.iter().filter_map(|branch| branch.example.as_deref());
+        let examples = examples.map(|example| format!("  {example}")).collect::<Vec<_>>().join("\n");
         format!(
-            "\nEqual: all {sums} sums over {flights} flights are what one uninterrupted pass over the file gives, in the \
-             saved\nstates and in the results. {orphans} rows of results had a token and sequence that no commit bears, \
-             and were left\nout. No sequence is missing, and no old token moved anything. It took {seconds:.1} s with \
-             seed {seed}.\n\n\
+            "\nEqual: all {sums} sums over {flights} flights are what one uninterrupted pass over the file gives, both in \
+             the saved\nstates and in the results. No sequence is missing, and no old token moved anything.\n\n\
+             {orphans} rows in the results are of batches that were not committed by who wrote them. A reader leaves them \
+             out, because\nthe log has no commit with their token and sequence. Of each kind one, as token,sequence,row:\n\
+             {examples}\n\n\
+             It took {seconds:.1} s with seed {seed}.\n\n\
              {look}\n\
-             Try it:      fencepost serve\n\
-             \x20            fencepost run --pipeline prod/orders --start-fresh -- sh -c 'echo \"from \
-             ${{FENCEPOST_POSITION:-nothing}}\"; date +%s'"
+             Try it:               fencepost serve\n\
+             In another terminal:  fencepost run --pipeline prod/hello --start-fresh -- sh -c 'echo \"was at \
+             $FENCEPOST_POSITION\"; date +%s'"
         )
     }
 
