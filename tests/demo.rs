@@ -1,6 +1,6 @@
 //! `fencepost demo` from outside: one run with real processes, and how it refuses what it cannot use.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 use assert_cmd::Command;
 use serde_json::Value;

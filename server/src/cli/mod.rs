@@ -59,7 +59,7 @@ struct Common {
 enum Command {
     /// Run a server on a data directory.
     Serve(serve::Serve),
-    /// Watch a pipeline survive kill -9, a zombie and a dead server, on real data, in half a minute.
+    // Its help is that of its arguments; a comment here would replace the long form too.
     Demo(demo::Demo),
     /// Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
     Run(run::Run),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::check::{BranchVerdict, Verdict};
 use super::flights::Expected;
 use super::plan::Plan;
-use super::script::{Faults, Outage};
+use super::script::{Faults, Outage, PIPELINE};
 use super::stage::Stage;
 use super::timeline::millis;
 use crate::cli::error::CliError;
@@ -109,7 +109,9 @@ impl Summary<'_> {
         let seed = self.plan.seed;
         let look = if self.stage.dir.is_kept() {
             let dir = self.stage.dir.path().display();
-            format!("Look at it:           fencepost serve --data-dir {dir}/data")
+            format!(
+                "Look at it:           fencepost serve --data-dir {dir}/data   and   fencepost log --pipeline {PIPELINE}"
+            )
         } else {
             "Keep the log:         fencepost demo --keep DIR".to_owned()
         };
