@@ -84,7 +84,7 @@ impl Demo {
             stage.clear().await;
             match &result {
                 Err(_) if stage.look(|record| !record.parts.is_empty()) => {
-                    note(format_args!("what the processes said is in {}", stage.dir.path().display()))
+                    note(format_args!("what the processes said is in {}", stage.dir.path().display()));
                 }
                 _ => stage.dir.clean_up(),
             }

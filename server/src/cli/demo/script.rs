@@ -40,6 +40,15 @@ pub(super) struct Faults {
     /// Where the woken worker's commit was refused: by the server itself or by its own client that had heard of it.
     pub(super) refused_by: &'static str,
     pub(super) server_ms: u64,
+    pub(super) count: FaultCount,
+}
+
+/// How often which fault was seen to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FaultCount {
+    pub(super) kills: usize,
+    pub(super) fenced: usize,
+    pub(super) server_restarts: usize,
 }
 
 /// For how long a branch stood still.
@@ -92,7 +101,8 @@ impl Script<'_> {
             record.parts.iter().all(|part| !part.is_at_work()).then_some(())
         })
         .await?;
-        Ok((endpoint, Faults { kill, freeze, server: outages, refused_by, server_ms }))
+        let count = self.stage.look(FaultCount::of);
+        Ok((endpoint, Faults { kill, freeze, server: outages, refused_by, server_ms, count }))
     }
 
     /// Fault 1: dead in the middle of a batch. A successor of the same name need not wait for its ghost.
@@ -327,6 +337,18 @@ impl Script<'_> {
             arguments.extend(number("--slow-ms", millis(SLOW_BATCH)));
         }
         self.stage.start(name, Some(*origin), arguments, announce)
+    }
+}
+
+impl FaultCount {
+    fn of(record: &Record) -> FaultCount {
+        let count = |happened: fn(&Part) -> bool| record.parts.iter().filter(|part| happened(part)).count();
+        let servers = count(|part| part.endpoint().is_some());
+        FaultCount {
+            kills: count(|part| part.origin.is_some() && part.was_killed()),
+            fenced: count(Part::was_fenced),
+            server_restarts: servers.saturating_sub(1),
+        }
     }
 }
 

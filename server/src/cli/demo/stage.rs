@@ -224,6 +224,16 @@ impl Part {
         matches!(self.events.last(), Some((_, Event::Done { .. })))
     }
 
+    /// Whether it was killed by the demonstration.
+    pub(super) fn was_killed(&self) -> bool {
+        self.is_dismissed
+    }
+
+    /// Whether a commit of it was refused because another worker had its branch.
+    pub(super) fn was_fenced(&self) -> bool {
+        self.events.iter().any(|(_, event)| matches!(event, Event::Refused { .. }))
+    }
+
     /// Whether it is a worker that will go on to commit.
     pub(super) fn is_at_work(&self) -> bool {
         self.origin.is_some() && !self.is_dismissed && !self.has_ended && !self.is_done()

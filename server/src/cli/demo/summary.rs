@@ -84,14 +84,15 @@ impl Summary<'_> {
                 "orphan_rows": branch.orphans,
             })
         });
+        let count = self.faults.count;
         json!({
             "event": "summary",
             "seed": self.plan.seed,
             "elapsed_ms": millis(self.stage.timeline.elapsed()),
-            "kills": 1,
-            "fenced": 1,
+            "kills": count.kills,
+            "fenced": count.fenced,
             "refused_by": self.faults.refused_by,
-            "server_restarts": 1,
+            "server_restarts": count.server_restarts,
             "server_back_after_ms": self.faults.server_ms,
             "flights": self.expected.flights(),
             "sums_compared": self.expected.sums(),
