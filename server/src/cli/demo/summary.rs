@@ -121,8 +121,8 @@ impl Summary<'_> {
         format!(
             "\nEqual: all {sums} sums over {flights} flights are what one uninterrupted pass over the file gives, both in \
              the saved\nstates and in the results. No sequence is missing, and no old token moved anything.\n\n\
-             {orphans} rows in the results are of batches that were not committed by who wrote them. A reader leaves them \
-             out, because\nthe log has no commit with their token and sequence. Of each kind one, as token,sequence,row:\n\
+             Rows in the results whose batch somebody else committed: {orphans}. A reader knows them by their token and \
+             sequence, which no\ncommit in the log has, and leaves them out. One of each batch, as token,sequence,row:\n\
              {examples}\n\n\
              It took {seconds:.1} s with seed {seed}.\n\n\
              {look}\n\

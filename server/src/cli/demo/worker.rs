@@ -99,12 +99,7 @@ impl DemoWorker {
             Mode::Wait => Takeover::Wait,
             Mode::SameHolder => Takeover::SameHolder,
         };
-        Resume::new(&self.holder)
-            .ttl(Duration::from_millis(self.ttl_ms))
-            .takeover(takeover)
-            .wait(WAIT)
-            .start_fresh()
-            .reason("fencepost demo")
+        Resume::new(&self.holder).ttl(Duration::from_millis(self.ttl_ms)).takeover(takeover).wait(WAIT).start_fresh()
     }
 
     /// Reads until there are enough rows of the own airport; `None` at the end.
@@ -130,7 +125,7 @@ impl DemoWorker {
         results: &mut Results,
     ) -> Result<Result<(), Event>, CliError> {
         let sequence = worker.sequence() + 1;
-        let (first, second) = batch.flights.split_at(batch.flights.len() / 2);
+        let (first, second) = batch.flights.split_at(batch.flights.len().div_ceil(2));
         results.append(worker.token(), sequence, first)?;
         tell(&Event::Halfway { sequence })?;
         let pace_ms = if sequence == self.slow_batch { self.slow_ms } else { self.pace_ms };
