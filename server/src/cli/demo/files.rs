@@ -75,9 +75,19 @@ impl WorkDir {
 
     /// Where the process of that name writes about itself.
     pub(super) fn messages(&self, name: &str) -> Result<File, CliError> {
-        let path = self.path.join(format!("{}.log", name.replace(' ', "-")));
+        let path = self.messages_path(name);
         let opened = OpenOptions::new().create(true).append(true).open(&path);
         opened.map_err(|cause| CliError::io(format_args!("opening {}", path.display()), cause))
+    }
+
+    /// The last thing that the process of that name wrote about itself.
+    pub(super) fn last_message(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.messages_path(name)).ok()?;
+        text.lines().rfind(|line| !line.is_empty()).map(str::to_owned)
+    }
+
+    fn messages_path(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{}.log", name.replace(' ', "-")))
     }
 
     /// Removes it, unless the user wants to keep it.

@@ -125,7 +125,9 @@ impl Stage {
                         return Ok(found);
                     }
                     if let Some(part) = record.parts.iter().find(|part| part.ended_by_itself()) {
-                        let problem = format!("waiting until {awaited}: the {} ended before its work did", part.name);
+                        let said = self.dir.last_message(&part.name).unwrap_or_else(|| "it said nothing".to_owned());
+                        let problem =
+                            format!("waiting until {awaited}: the {} ended before its work did: {said}", part.name);
                         return Err(CliError::new(exit::REFUSED, problem));
                     }
                 }
