@@ -81,8 +81,11 @@ impl Serve {
             return Ok(ExitCode::SUCCESS);
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        runtime.map_err(|cause| CliError::io("starting the runtime", cause))?.block_on(serve(config, output))?;
-        Ok(ExitCode::SUCCESS)
+        let runtime = runtime.map_err(|cause| CliError::io("starting the runtime", cause))?;
+        let served = runtime.block_on(serve(config, output));
+        // A thread that waits for a dead disk must not keep the process.
+        runtime.shutdown_background();
+        served.map(|()| ExitCode::SUCCESS)
     }
 
     /// Flags and environment over the file over the defaults.
