@@ -21,6 +21,8 @@ use crate::tail::{FactStream, Tail};
 /// How large a part of the stream of answers may be on its way before this side has read it.
 const WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// The longest time that can be set: as good as for ever, and no clock overflows.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
 /// How often a silent connection is asked whether it is still there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +30,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The road that commits take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// One stream for all workers of the client. Ten times faster or more when several of them commit.
+    /// One stream for all workers of the client. Ten times faster or more when several of them commit. Commits of more
+    /// than 1 MiB go beside it, each in a call of its own, so that they do not hold up the others.
     #[default]
     Stream,
     /// One call for each commit, for networks whose proxies do not carry long streams.
@@ -65,19 +68,19 @@ pub struct ClientBuilder {
 impl ClientBuilder {
     /// How long [`ClientBuilder::connect`] tries, and how long each later attempt to connect again may take. Default 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> ClientBuilder {
-        self.options.connect_timeout = timeout;
+        self.options.connect_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long any request but a commit may take, repetitions included. Default 10 s.
     pub fn request_timeout(mut self, timeout: Duration) -> ClientBuilder {
-        self.options.request_timeout = timeout;
+        self.options.request_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long a commit may take, with all its attempts and with finding out how they ended. Default 30 s.
     pub fn commit_deadline(mut self, deadline: Duration) -> ClientBuilder {
-        self.options.commit_deadline = deadline;
+        self.options.commit_deadline = deadline.min(LONGEST);
         self
     }
 

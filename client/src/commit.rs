@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::retry::Backoff;
 use crate::rpc::{Question as _, commits};
-use crate::stream::Answer;
+use crate::stream::{Answer, BATCH_BYTES_MAX, size};
 use crate::worker::{Turn, Worker};
 
 /// Most branches of one commit, as the protocol has it.
@@ -73,6 +73,8 @@ impl<'w> Commit<'w> {
     }
 
     /// Makes the commit: on success every worker's head has moved; on an error whose [`Error::applied`] is `No` none has.
+    /// If it still cannot be told at the deadline how an *earlier* commit of one of the workers ended, the error is about
+    /// that one, and this one was not sent.
     pub async fn send(mut self) -> Result<Committed> {
         let (client, sequence_of) = self.check()?;
         let deadline = Instant::now() + client.shared.rpc.options.commit_deadline;
@@ -261,7 +263,8 @@ impl Doubt {
         let rpc = &client.shared.rpc;
         let until = rpc.deadline().min(deadline);
         let mut request = self.request.clone();
-        if rpc.options.transport == Transport::Unary {
+        // A large one would hold up the other workers' commits on the stream.
+        if rpc.options.transport == Transport::Unary || size(&request) > BATCH_BYTES_MAX {
             return rpc
                 .once(request, until, |channel, request| async move { commits(channel).commit(request).await })
                 .await;

@@ -132,6 +132,8 @@ impl Error {
         match self {
             Error::Refused(refusal) => refusal.action(),
             Error::Unreachable { .. } => Action::Retry,
+            // Asking again does not help where the wrong server would be asked.
+            Error::InDoubt { cause, .. } if cause.action() == Action::Operator => Action::Operator,
             Error::Unanswered { .. } | Error::InDoubt { .. } => Action::ResolveThenRetry,
             Error::Invalid { .. } => Action::Stop,
             Error::Lost(_) => Action::Reacquire,
@@ -357,6 +359,8 @@ fn no_effect_by_code(code: Code) -> bool {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::Unimplemented
+            // Bare, it is the server's transport that found the message too large to read.
+            | Code::OutOfRange
     )
 }
 
@@ -380,3 +384,6 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
     last.to_string()
 }
+
+#[cfg(test)]
+mod tests;

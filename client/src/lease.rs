@@ -62,8 +62,9 @@ fn describe_successor(by: Option<Token>, holder: Option<&str>) -> String {
 impl Loss {
     /// The loss that an error means for the worker that gets it, if it means one.
     pub(crate) fn of(error: &Error) -> Option<Loss> {
-        let gone = error.action() == Action::Reacquire || error.reason() == Some(Reason::StateMissing);
-        gone.then(|| Loss::Fenced { by: error.current_token(), holder: error.holder().map(str::to_owned) })
+        let Error::Refused(refusal) = error else { return None };
+        let gone = refusal.action() == Action::Reacquire || refusal.reason() == Some(Reason::StateMissing);
+        gone.then(|| Loss::Fenced { by: refusal.current_token(), holder: refusal.holder().map(str::to_owned) })
     }
 }
 

@@ -1,11 +1,13 @@
 //! What a data pipeline uses to resume where it was, to save its progress, and to be stopped when it has been replaced.
 //!
-//! ```no_run
-//! use fencepost_client::{Checkpoint, Client, Resume};
+//! ```
+//! use fencepost_client::{Checkpoint, Client, Error, Resume};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let client = Client::connect("127.0.0.1:7411").await?;
+//! # let directory = tempfile::tempdir()?;
+//! # let server = fencepost_server::embedded::Embedded::open(directory.path()).await?;
+//! let client: Client = server.client(); // a store in this process; elsewhere: Client::connect("10.0.0.7:7411").await?
 //! let worker = client.pipeline("prod/orders").branch("jfk").resume(Resume::new("loader-1").start_fresh()).await?;
 //! let start: u64 = worker.head().map_or(Ok(0), |head| head.position_str().parse())?;
 //! worker
@@ -14,7 +16,7 @@
 //!             // Write the batch to its sink here, with worker.token() beside it; then say how far it got.
 //!             worker.commit(Checkpoint::at((batch + 1).to_string()).rows_in(1_000).rows_out(1_000)).await?;
 //!         }
-//!         Ok::<_, fencepost_client::Error>(())
+//!         Ok::<_, Error>(())
 //!     })
 //!     .await??;
 //! assert_eq!(worker.head().unwrap().position_str(), (start + 3).to_string());

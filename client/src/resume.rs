@@ -15,6 +15,8 @@ use crate::worker::{Predecessor, Worker};
 
 /// How long a resume waits for somebody else's lease unless told otherwise: two default TTLs.
 const WAIT: Duration = Duration::from_mins(1);
+/// Longer than any wait that the server accepts, so that it is the server who says so.
+const WAIT_MAX: Duration = Duration::from_hours(2);
 
 /// How far a resume may go to get a branch that somebody else holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,9 +114,10 @@ impl Resume {
 
         let rpc = &branch.client().shared.rpc;
         let asked = Instant::now();
-        let patience = asked + wait;
+        let patience = asked + wait.min(WAIT_MAX);
+        let slack = rpc.options.request_timeout;
         let answer = rpc
-            .ask(request, patience + rpc.options.request_timeout, move |channel, mut request| {
+            .ask_each(request, wait.min(WAIT_MAX) + slack, patience + slack, move |channel, mut request| {
                 request.get_mut().wait_ms = millis(patience.saturating_duration_since(Instant::now()));
                 async move { leases(channel).resume(request).await }
             })

@@ -1,7 +1,7 @@
 //! One call to the server: its deadline, the cluster it is meant for, what its answer teaches, and repetition where that
 //! is harmless.
 //!
-//! Everything that leaves this crate, the commit stream aside, goes through [`Rpc::once`] or [`Rpc::ask`].
+//! Everything that leaves this crate, the commit stream aside, goes through [`Rpc::once`].
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +59,7 @@ impl Rpc {
     }
 
     /// Sends a request that may arrive any number of times with one effect, until it is answered or `deadline` passes.
+    /// No attempt takes longer than the request timeout.
     pub(crate) async fn ask<Q, A, F>(
         &self,
         question: Q,
@@ -70,9 +71,26 @@ impl Rpc {
         A: Answer,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        self.ask_each(question, self.options.request_timeout, deadline, send).await
+    }
+
+    /// The same for a request that the server is slow to answer on purpose: each attempt may take `attempt`.
+    pub(crate) async fn ask_each<Q, A, F>(
+        &self,
+        question: Q,
+        attempt: Duration,
+        deadline: Instant,
+        send: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A>
+    where
+        Q: Question + Clone,
+        A: Answer,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let mut backoff = Backoff::ordinary();
         loop {
-            let error = match self.once(question.clone(), deadline, &send).await {
+            let until = deadline.min(Instant::now() + attempt);
+            let error = match self.once(question.clone(), until, &send).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };

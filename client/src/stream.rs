@@ -19,9 +19,10 @@ use tonic::{Status, Streaming};
 use crate::error::{Error, Result};
 use crate::rpc::{Rpc, commits};
 
-/// Bounds of one message. A single commit may be larger than the second.
+/// Most commits in one message.
 const BATCH_COMMITS_MAX: usize = 1_024;
-const BATCH_BYTES_MAX: usize = 1 << 20;
+/// About the most bytes in one message. What is larger by itself takes a road of its own.
+pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Messages that wait for the network. Few, so that the others wait here and travel together.
 const MESSAGES_WAITING_MAX: usize = 2;
 
@@ -175,7 +176,7 @@ impl Stream {
         let error = loop {
             tokio::select! {
                 answers = self.inbound.message() => match answers {
-                    Ok(Some(answers)) => self.on_their_way.deliver(answers.results, &driver.rpc),
+                    Ok(Some(answers)) => self.on_their_way.deliver(answers, &driver.rpc),
                     Ok(None) => break driver.broken("the server ended the commit stream"),
                     Err(status) => break why(&status, driver),
                 },
@@ -218,13 +219,12 @@ impl InFlight {
         self.last_number
     }
 
-    fn deliver(&mut self, results: Vec<v1::SessionResult>, rpc: &Rpc) {
-        for result in results {
+    fn deliver(&mut self, message: v1::CommitStreamResponse, rpc: &Rpc) {
+        let believed = rpc.cluster.observe(message.header.as_ref());
+        for result in message.results {
             let Some(answer) = self.answers.remove(&result.number) else { continue };
             let outcome = match result.result {
-                Some(v1::session_result::Result::Committed(committed)) => {
-                    rpc.cluster.observe(committed.header.as_ref()).map(|()| committed)
-                }
+                Some(v1::session_result::Result::Committed(committed)) => believed.clone().map(|()| committed),
                 Some(v1::session_result::Result::Refusal(refusal)) => Err(Error::from_refusal(refusal)),
                 None => Err(Error::Unanswered {
                     endpoint: rpc.endpoint.clone(),
@@ -244,7 +244,7 @@ impl InFlight {
 }
 
 /// About how many bytes a commit takes in a message.
-fn size(commit: &v1::CommitRequest) -> usize {
+pub(crate) fn size(commit: &v1::CommitRequest) -> usize {
     let payloads = commit.branches.iter().filter_map(|branch| branch.checkpoint.as_ref());
     256 + payloads.map(|checkpoint| 64 + checkpoint.position.len() + checkpoint.state.len()).sum::<usize>()
 }

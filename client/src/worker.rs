@@ -134,7 +134,8 @@ impl Worker {
         Ok(head)
     }
 
-    /// Gives the branch back, so that the next worker need not wait for the TTL.
+    /// Gives the branch back, so that the next worker need not wait for the TTL. If this fails the lease runs out by
+    /// itself.
     pub async fn release(self) -> Result<()> {
         self.client.shared.keeper.forget(self.token());
         self.as_branch().release(self.token()).await?;
@@ -189,7 +190,7 @@ impl fmt::Debug for Worker {
         f.debug_struct("Worker")
             .field("pipeline", &self.pipeline())
             .field("branch", &self.branch())
-            .field("token", &self.token())
+            .field("token", &format_args!("{}", self.token()))
             .field("sequence", &self.sequence())
             .finish_non_exhaustive()
     }

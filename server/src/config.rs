@@ -68,7 +68,7 @@ impl Config {
         bound("request_bytes_max", self.request_bytes_max as u64, 64 << 10, 64 << 20)?;
         bound("batch_bytes_max", self.batch_bytes_max as u64, 4 << 10, 16 << 20)?;
         let entry_bytes_max = self.entry_bytes_max() as u64;
-        bound("segment_bytes", self.segment_bytes, 2 * entry_bytes_max, 4 << 30)?;
+        bound("segment_bytes", self.segment_bytes, 2 * entry_bytes_max, (4 << 30) - 512)?;
         bound("in_flight_bytes_max", self.in_flight_bytes_max as u64, self.request_bytes_max as u64, 1 << 40)?;
         bound("connections_max", self.connections_max as u64, 1, 1_000_000)?;
         let (ttl_min, ttl_max) = (limits::TTL_MIN.as_millis() as u64, limits::TTL_MAX.as_millis() as u64);

@@ -78,6 +78,7 @@ pub enum ServerError {
 pub struct Server {
     backend: Backend,
     sequencer_thread: SequencerThread,
+    stopping: watch::Sender<bool>,
 }
 
 impl Server {
@@ -91,10 +92,11 @@ impl Server {
         config.validate()?;
         let log_config = LogConfig {
             segment_bytes: config.segment_bytes,
-            entry_bytes_max: config.entry_bytes_max(),
-            ..LogConfig::default()
+            entry_bytes_max: config.entry_bytes_max() as u64,
+            write_bytes_max: config.batch_bytes_max,
         };
-        let log = Log::open(disk, &config.data_dir, log_config, clock.clone(), random_id())?;
+        let log_dir = config.data_dir.join("log");
+        let log = Arc::new(Log::open(disk, &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }
@@ -104,11 +106,12 @@ impl Server {
             in_flight_bytes_max: config.in_flight_bytes_max,
         };
         let (sequencer, sequencer_thread) =
-            Sequencer::start(state, index, log.clone(), sequencer_config, clock.clone())
+            Sequencer::start(state, index, Arc::clone(&log), sequencer_config, clock.clone())
                 .map_err(|cause| ServerError::Io { what: "the sequencer's thread cannot start".to_owned(), cause })?;
         let started = clock.now();
-        let backend = Backend { sequencer, log, config: Arc::new(config), clock, started };
-        Ok(Server { backend, sequencer_thread })
+        let (stopping_sender, stopping) = watch::channel(false);
+        let backend = Backend { sequencer, log, config: Arc::new(config), clock, started, stopping };
+        Ok(Server { backend, sequencer_thread, stopping: stopping_sender })
     }
 
     /// What the services need; also for tests that go without a socket.
@@ -139,6 +142,8 @@ impl Server {
         for service in service::SERVICES {
             health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
         }
+        self.stopping.send_replace(true);
+        self.backend.sequencer.hurry();
         // A receiver that is gone has stopped already.
         let _ = stop_sender.send(());
         let ended = match served {
@@ -157,7 +162,7 @@ impl Server {
 
     /// Writes and answers what was decided, then closes the log.
     pub async fn close(self) {
-        let Server { backend, sequencer_thread } = self;
+        let Server { backend, sequencer_thread, .. } = self;
         let closing = tokio::task::spawn_blocking(move || {
             sequencer_thread.stop();
             backend.log.close();

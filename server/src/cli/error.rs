@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use fencepost_client::Error;
+use fencepost_server::log::OpenError;
 use fencepost_server::server::ServerError;
 use serde_json::json;
 
@@ -63,7 +64,9 @@ impl From<ServerError> for CliError {
             ServerError::Config(_) => exit::CONFIG,
             ServerError::LogFailed(_) => exit::IN_DOUBT,
             ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
-            ServerError::Open(_)
+            ServerError::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
+            ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
+            ServerError::Open(OpenError::Corrupt(_))
             | ServerError::Read(_)
             | ServerError::Undecodable { .. }
             | ServerError::Inconsistent(_) => exit::INTEGRITY,

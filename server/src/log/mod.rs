@@ -1,116 +1,273 @@
-//! stub
-#![allow(missing_docs, clippy::all, clippy::pedantic, dead_code)]
-use bytes::{Bytes, BytesMut};
-use fencepost::{LogIndex, Lsn};
+//! The log: an append-only sequence of entries, each a batch of facts that became durable together.
+//!
+//! ```text
+//! EntryBuilder -> Entry -> Log::append -> [queue] -> one write, one sync -> durable() -> done
+//!                                                        Log::read, Log::scan  <- only what is durable
+//! ```
+//!
+//! It promises:
+//! * `done` hears of success after the entry is durable, and in the order of the entries;
+//! * what was durable is found again, byte for byte, or it is refused: [`Log::open`] cuts off an unfinished write and
+//!   nothing else, and no read answers with bytes that were not checked;
+//! * the first write or sync that fails ends the log for the life of the process: nobody knows what is on the disk then;
+//! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again.
+//!
+//! It knows bytes and log indexes. It does not know what a fact says, what state follows from it, or how it came here.
+//! The format is in `docs/log-format.md`. Layers, from the bottom: [`frame`], [`entry`] and [`segment`] are bytes;
+//! [`walk`] decodes; [`tail`] and [`recovery`] judge what is found; [`writer`] appends and [`catalog`] shows it to
+//! [`reader`]; [`driver`] has the threads.
+
+mod catalog;
+mod driver;
+mod entry;
+mod error;
+mod frame;
+#[cfg(any(test, feature = "testing"))]
+mod inline;
+mod prepare;
+mod reader;
+mod recovery;
+mod segment;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod walk;
+mod writer;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use bytes::Bytes;
+use fencepost::{LogIndex, Lsn};
 use tokio::sync::watch;
-pub struct EntryBuilder {
-    index: LogIndex,
-    facts: Vec<Bytes>,
-    len: usize,
-}
-impl EntryBuilder {
-    pub fn new(index: LogIndex) -> Self {
-        EntryBuilder { index, facts: vec![], len: 0 }
-    }
-    pub fn push_with(&mut self, _hint: usize, f: impl FnOnce(&mut BytesMut)) {
-        let mut b = BytesMut::new();
-        f(&mut b);
-        self.len += b.len() + 32;
-        self.facts.push(b.freeze());
-    }
-    pub fn fact_count(&self) -> usize {
-        self.facts.len()
-    }
-    pub fn len_bytes(&self) -> usize {
-        self.len
-    }
-    pub fn finish(self, _based_on: LogIndex, _term: u64) -> Entry {
-        Entry { index: self.index, facts: self.facts }
-    }
-}
-pub struct Entry {
-    index: LogIndex,
-    facts: Vec<Bytes>,
-}
-#[derive(Debug, thiserror::Error)]
-#[error("open")]
-pub struct OpenError;
-#[derive(Debug, thiserror::Error)]
-#[error("read")]
-pub struct ReadError;
-#[derive(Debug, thiserror::Error)]
-#[error("log")]
-pub struct LogError;
-#[derive(Debug, thiserror::Error)]
-#[error("no space")]
-pub struct NoSpace;
-#[derive(Default)]
+use uuid::Uuid;
+
+pub use driver::Done;
+pub use entry::{Entry, EntryBuilder, FACTS_MAX};
+pub use error::{Damage, Failure, LogError, OpenError, ReadError};
+#[cfg(any(test, feature = "testing"))]
+pub use inline::InlineLog;
+pub use reader::{Entries, Scan};
+pub use verify::{Inspector, SegmentReport, Tail, VerifyReport, verify};
+pub use walk::ReadEntry;
+
+use crate::clock::Clock;
+use crate::disk::{DirLock, Disk};
+use catalog::{Catalog, lock};
+use driver::Board;
+use recovery::Recovered;
+use writer::Writer;
+
+/// Sizes. The defaults are for production; tests use small ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogConfig {
+    /// Length of a new segment. Those that exist keep theirs.
     pub segment_bytes: u64,
-    pub entry_bytes_max: usize,
-    pub x: u8,
+    /// The longest entry that is taken, framing included.
+    pub entry_bytes_max: u64,
+    /// A group takes no further entry when it has this many bytes.
+    pub write_bytes_max: usize,
 }
-#[derive(Clone)]
-pub struct Log {
-    inner: Arc<Mutex<Vec<(Lsn, Bytes)>>>,
-    durable: Arc<watch::Sender<LogIndex>>,
-    id: uuid::Uuid,
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig { segment_bytes: 64 << 20, entry_bytes_max: 16 << 20, write_bytes_max: 1 << 20 }
+    }
 }
-pub struct LogStatus {
-    pub segments: u64,
-    pub bytes: u64,
-    pub failure: Option<String>,
-}
-impl Log {
-    pub fn open(
-        _d: Arc<dyn crate::disk::Disk>,
-        _p: &Path,
-        _c: LogConfig,
-        _k: crate::clock::Clock,
-        id: uuid::Uuid,
-    ) -> Result<Log, OpenError> {
-        Ok(Log { inner: Default::default(), durable: Arc::new(watch::channel(LogIndex(0)).0), id })
-    }
-    pub fn log_id(&self) -> uuid::Uuid {
-        self.id
-    }
-    pub fn last_index(&self) -> LogIndex {
-        *self.durable.borrow()
-    }
-    pub fn durable(&self) -> watch::Receiver<LogIndex> {
-        self.durable.subscribe()
-    }
-    pub fn first_lsn(&self) -> Lsn {
-        Lsn::new(LogIndex(1), 0)
-    }
-    pub fn stalled_for(&self) -> Duration {
-        Duration::ZERO
-    }
-    pub fn reserve(&self, _b: usize) -> Result<(), NoSpace> {
+
+impl LogConfig {
+    fn check(&self) -> Result<(), OpenError> {
+        let bytes_max = segment::entry_bytes_max(self.segment_bytes);
+        if self.segment_bytes > u64::from(u32::MAX) || !self.segment_bytes.is_multiple_of(512) {
+            let found = self.segment_bytes;
+            return Err(OpenError::Config(format!("segment_bytes must be a multiple of 512 below 4 GiB, not {found}")));
+        }
+        if self.entry_bytes_max > bytes_max {
+            let (wanted, segment_bytes) = (self.entry_bytes_max, self.segment_bytes);
+            return Err(OpenError::Config(format!(
+                "an entry of entry_bytes_max {wanted} does not fit into a segment of {segment_bytes} bytes: use at \
+                 most {bytes_max}, or longer segments"
+            )));
+        }
         Ok(())
     }
-    pub fn append(&self, e: Entry, done: Box<dyn FnOnce(Result<LogIndex, LogError>) + Send>) {
-        let mut i = self.inner.lock().unwrap();
-        for (n, f) in e.facts.into_iter().enumerate() {
-            i.push((Lsn::new(e.index, n as u16), f));
-        }
-        drop(i);
-        self.durable.send_replace(e.index);
-        done(Ok(e.index));
+}
+
+/// The state of a log, for people and metrics.
+#[derive(Clone, Debug)]
+pub struct LogStatus {
+    /// The oldest position that is kept.
+    pub first: Lsn,
+    /// The last entry that is durable.
+    pub last_index: LogIndex,
+    /// How many segments there are.
+    pub segments: usize,
+    /// How long their files are together.
+    pub bytes: u64,
+    /// The failure that ended the log, if one did.
+    pub failure: Option<Arc<Failure>>,
+}
+
+/// An open log. Dropping it closes it.
+pub struct Log {
+    catalog: Arc<Catalog>,
+    board: Arc<Board>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    fresh: bool,
+    lock: Mutex<Option<DirLock>>,
+}
+
+impl Log {
+    /// Opens the log in `dir`, or makes one there with the given id if there is none. Takes the directory for this
+    /// process.
+    ///
+    /// It checks all headers and trailers, and every byte of the newest segment. Damage elsewhere is found by whoever
+    /// reads there, and by [`verify`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: LogConfig,
+        clock: Clock,
+        log_id_if_fresh: Uuid,
+    ) -> Result<Log, OpenError> {
+        let (lock, recovered) = open_directory(&*disk, dir, &config, log_id_if_fresh)?;
+        let fresh = recovered.fresh;
+        let catalog = Arc::new(Catalog::new(disk, dir, &recovered));
+        let writer = Writer::new(recovered, Arc::clone(&catalog));
+        let board = Arc::new(Board::new(&config, clock, &writer));
+        let log = Log { catalog, board, threads: Mutex::default(), fresh, lock: Mutex::new(Some(lock)) };
+        // If a thread cannot be had, dropping the log ends the other one.
+        log.start(writer).map_err(|source| OpenError::Io {
+            action: "start a thread for",
+            path: dir.to_owned(),
+            source,
+        })?;
+        Ok(log)
     }
+
+    fn start(&self, writer: Writer) -> std::io::Result<()> {
+        let (board, catalog) = (Arc::clone(&self.board), Arc::clone(&self.catalog));
+        let preparer = move || board.prepare(&*catalog.disk, &catalog.dir);
+        lock(&self.threads).push(thread::Builder::new().name("log-prepare".into()).spawn(preparer)?);
+        let board = Arc::clone(&self.board);
+        lock(&self.threads).push(thread::Builder::new().name("log-write".into()).spawn(move || board.write(writer))?);
+        Ok(())
+    }
+
+    /// The log's identity, given when it was made.
+    pub fn log_id(&self) -> Uuid {
+        self.catalog.log_id
+    }
+
+    /// Whether [`Log::open`] found nothing and made it.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Waits until it is known whether an entry of this many bytes, appended next, will find room behind what is
+    /// queued. One caller at a time: reserve, apply, append.
+    pub fn reserve(&self, entry_bytes: usize) -> Result<(), LogError> {
+        self.board.reserve(entry_bytes as u64)
+    }
+
+    /// Queues an entry. `done` is called once in any case, with the entry's index when it is durable; on the writer's
+    /// thread, so it must be quick.
+    ///
+    /// An entry that was not reserved and finds no room ends the log, as its facts were already believed.
+    ///
+    /// # Panics
+    /// If the entry does not follow the one appended before it.
+    pub fn append(&self, entry: Entry, done: impl FnOnce(Result<LogIndex, LogError>) + Send + 'static) {
+        self.board.append(entry, Box::new(done));
+    }
+
+    /// Follows the last durable entry.
+    pub fn durable(&self) -> watch::Receiver<LogIndex> {
+        self.catalog.durable.subscribe()
+    }
+
+    /// The last durable entry; zero if there is none.
+    pub fn last_index(&self) -> LogIndex {
+        self.catalog.last_index()
+    }
+
+    /// The oldest position that is kept, or the first that there will be.
+    pub fn first_lsn(&self) -> Lsn {
+        Lsn::new(self.catalog.first_index(), 0)
+    }
+
+    /// The payload of one durable fact.
     pub fn read(&self, lsn: Lsn) -> Result<Bytes, ReadError> {
-        let i = self.inner.lock().unwrap();
-        i.binary_search_by_key(&lsn, |x| x.0).map(|p| i[p].1.clone()).map_err(|_| ReadError)
+        reader::read(&self.catalog, lsn)
     }
-    pub fn scan(&self, from: Lsn) -> impl Iterator<Item = Result<(Lsn, Bytes), ReadError>> + use<> {
-        let v: Vec<_> = self.inner.lock().unwrap().iter().filter(|x| x.0 >= from).cloned().map(Ok).collect();
-        v.into_iter()
+
+    /// The durable facts from a position on, in order. See [`Scan`] for how to follow the log with it.
+    pub fn scan(&self, from: Lsn) -> Scan {
+        Scan::new(Arc::clone(&self.catalog), from)
     }
+
+    /// The durable entries from an index on, in order.
+    pub fn entries(&self, from: LogIndex) -> Entries {
+        Entries::new(Arc::clone(&self.catalog), from)
+    }
+
+    /// How long the write in flight has been waiting for the disk; zero if there is none.
+    pub fn stalled_for(&self) -> Duration {
+        self.board.stalled_for()
+    }
+
+    /// How the log is.
     pub fn status(&self) -> LogStatus {
-        LogStatus { segments: 0, bytes: 0, failure: None }
+        let (segments, bytes) = self.catalog.size();
+        let (first, last_index) = (self.first_lsn(), self.last_index());
+        LogStatus { first, last_index, segments, bytes, failure: self.board.failure() }
     }
-    pub fn close(&self) {}
+
+    /// Takes nothing more, finishes what is queued, and gives the directory back. Reading goes on to work.
+    pub fn close(&self) {
+        self.board.close();
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            // The last handle may be dropped by a `done`, on the writer's own thread.
+            if thread.thread().id() != thread::current().id() {
+                // A panic was reported where it happened, and everybody who waited was answered.
+                let _ = thread.join();
+            }
+        }
+        lock(&self.lock).take();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("dir", &self.catalog.dir).field("last_index", &self.last_index()).finish()
+    }
+}
+
+/// Takes a directory and recovers the log in it.
+fn open_directory(
+    disk: &dyn Disk,
+    dir: &Path,
+    config: &LogConfig,
+    log_id_if_fresh: Uuid,
+) -> Result<(DirLock, Recovered), OpenError> {
+    config.check()?;
+    disk.create_dir_all(dir).map_err(recovery::io_error("create", dir))?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        disk.sync_dir(parent).map_err(recovery::io_error("sync the directory", parent))?;
+    }
+    let lock = disk.lock(dir).map_err(|source| match source.kind() {
+        std::io::ErrorKind::WouldBlock => OpenError::Locked { dir: dir.to_owned() },
+        _ => OpenError::Io { action: "lock", path: dir.to_owned(), source },
+    })?;
+    let recovered = recovery::recover(disk, dir, config.segment_bytes, log_id_if_fresh)?;
+    Ok((lock, recovered))
 }

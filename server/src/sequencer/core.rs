@@ -36,6 +36,7 @@ pub(super) struct Core {
     batch: Batch,
     /// Why nothing that needs room in the log is accepted just now.
     no_space: Option<Refusal>,
+    is_stopping: bool,
 }
 
 /// The facts decided since the last entry, and the answers that rest on them.
@@ -62,6 +63,7 @@ impl Core {
             last_index,
             batch: Batch::new(last_index.next()),
             no_space: None,
+            is_stopping: false,
         }
     }
 
@@ -107,6 +109,7 @@ impl Core {
                 let answer = read(&self.view);
                 self.batch.answers.push(answer);
             }
+            Work::Hurry => self.hurry(),
             Work::Wake | Work::Stop => {}
         }
     }
@@ -141,8 +144,9 @@ impl Core {
         Some((batch.entry.finish(based_on, 0), self.last_index, batch.answers))
     }
 
-    /// Everybody who still waits is told that the server stops.
-    pub(super) fn stop(&mut self) {
+    /// Everybody who waits for a lease is told that the server stops, now and from now on.
+    pub(super) fn hurry(&mut self) {
+        self.is_stopping = true;
         for waiter in self.waiters.take_all() {
             self.answer(waiter.reply, Err(shutting_down()));
         }
@@ -185,7 +189,12 @@ impl Core {
         let silent = present.map_or_else(Default::default, |token| self.view.leases.silent(token));
         let verdict = self.view.state.evaluate_resume(&waiter.resume, ResumeTiming { silent });
         let result = match verdict {
-            Ok(ResumeVerdict::Held { .. }) if self.clock.now() < waiter.deadline => return self.waiters.add(waiter),
+            Ok(ResumeVerdict::Held { .. }) if self.clock.now() < waiter.deadline => {
+                if !self.is_stopping {
+                    return self.waiters.add(waiter);
+                }
+                Err(shutting_down())
+            }
             Ok(ResumeVerdict::Held { refusal, .. }) | Err(refusal) => Err(refusal),
             Ok(ResumeVerdict::Repeat(token)) => Ok(self.granted(&waiter.resume, token)),
             Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {

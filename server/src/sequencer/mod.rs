@@ -136,6 +136,8 @@ enum Work {
     Read(ReadWork),
     /// The log made progress.
     Wake,
+    /// Refuse those who wait for leases, and let nobody wait any more.
+    Hurry,
     /// Decide what is queued, then end.
     Stop,
 }
@@ -146,7 +148,7 @@ impl Work {
         match self {
             Work::Commit { commit: Ok(commit), .. } => prost::Message::encoded_len(&commit.request) + OVERHEAD_BYTES,
             Work::Resume { .. } | Work::Release { .. } | Work::Commit { commit: Err(_), .. } => OVERHEAD_BYTES,
-            Work::KeepAlive { .. } | Work::Read(_) | Work::Wake | Work::Stop => 0,
+            Work::KeepAlive { .. } | Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => 0,
         }
     }
 }
@@ -188,7 +190,7 @@ impl Sequencer {
     pub fn start(
         state: State,
         index: Index,
-        log: Log,
+        log: Arc<Log>,
         config: SequencerConfig,
         clock: Clock,
     ) -> std::io::Result<(Sequencer, SequencerThread)> {
@@ -278,6 +280,12 @@ impl Sequencer {
         .await
     }
 
+    /// From now on nobody waits for a lease: the server is about to stop.
+    pub fn hurry(&self) {
+        // A thread that is gone lets nobody wait.
+        let _ = self.queue.send(Work::Hurry);
+    }
+
     async fn ask<T>(&self, work: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Work) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
         // If the thread is gone the work is dropped, and the answer says so.
@@ -294,7 +302,7 @@ async fn answered<T>(answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T,
 struct Driver {
     core: Core,
     outbox: Arc<Outbox>,
-    log: Log,
+    log: Arc<Log>,
     config: SequencerConfig,
     requests: Receiver<Work>,
     queue: Sender<Work>,
@@ -378,22 +386,19 @@ impl Driver {
         let Some((entry, index, answers)) = self.core.take_batch() else { return };
         self.outbox.put(index, answers);
         let (outbox, queue, failed) = (Arc::clone(&self.outbox), self.queue.clone(), self.failed.clone());
-        self.log.append(
-            entry,
-            Box::new(move |result| {
-                outbox.advance(result.map_err(|error| error.to_string()));
-                if let Some(failure) = outbox.failure() {
-                    failed.send_replace(Some(failure));
-                }
-                // If the sequencer is gone nobody waits for progress.
-                let _ = queue.send(Work::Wake);
-            }),
-        );
+        self.log.append(entry, move |result| {
+            outbox.advance(result.map_err(|error| error.to_string()));
+            if let Some(failure) = outbox.failure() {
+                failed.send_replace(Some(failure));
+            }
+            // If the sequencer is gone nobody waits for progress.
+            let _ = queue.send(Work::Wake);
+        });
     }
 
     /// Decides nothing more; writes and answers what was decided, and refuses the rest.
     fn finish(mut self) {
-        self.core.stop();
+        self.core.hurry();
         self.outbox.wait_below(1);
         self.hand_over();
         self.outbox.wait_below(1);
@@ -411,7 +416,7 @@ fn refuse(work: Work) {
         Work::Resume { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Read(_) | Work::Wake | Work::Stop => {}
+        Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => {}
     }
 }
 

@@ -28,9 +28,9 @@ impl ClusterService for Service {
             uptime_ms: clock.now().since(*started).as_millis() as u64,
             durable_lsn: seen.as_u64(),
             log: Some(LogStatus {
-                segments: log_status.segments,
+                segments: log_status.segments as u64,
                 bytes: log_status.bytes,
-                failure: log_status.failure.unwrap_or_default(),
+                failure: log_status.failure.map_or_else(String::new, |failure| failure.to_string()),
             }),
             pipelines,
             branches,

@@ -14,7 +14,7 @@ use fencepost::v1::{
 };
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -54,6 +54,7 @@ impl CommitService for Service {
             sessions: HashMap::new(),
             answers: answers_in,
             unanswered: Arc::clone(&unanswered),
+            stopping: self.0.stopping.clone(),
         };
         let commits = request.into_inner();
         tokio::spawn(async move {
@@ -129,11 +130,20 @@ struct Inbound {
     sessions: HashMap<u64, Arc<Session>>,
     answers: mpsc::UnboundedSender<SessionAnswer>,
     unanswered: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Inbound {
+    /// Ends with the stream, or when the server is about to stop; what was taken is still answered.
     async fn run(mut self, mut commits: Streaming<CommitStreamRequest>) -> Result<(), Status> {
-        while let Some(message) = commits.message().await.map_err(name_oversized_status)? {
+        let mut stopping = self.stopping.clone();
+        loop {
+            let message = tokio::select! {
+                biased;
+                _ = stopping.wait_for(|is_stopping| *is_stopping) => return Ok(()),
+                message = commits.message() => message.map_err(name_oversized_status)?,
+            };
+            let Some(message) = message else { return Ok(()) };
             for commit in message.commits {
                 // Whoever does not read its answers has to wait; nobody else does.
                 let Ok(permit) = self.unanswered.acquire().await else { return Ok(()) };
@@ -145,7 +155,6 @@ impl Inbound {
                 self.sessions.remove(&closed);
             }
         }
-        Ok(())
     }
 
     fn session(&mut self, id: u64) -> Result<Arc<Session>, Status> {

@@ -1,5 +1,7 @@
 //! Facts from the log, for those who asked for checkpoints.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{Committed, Fact};
@@ -16,13 +18,13 @@ use crate::log::{Log, ReadError};
 /// Reads the checkpoint that the commit at `lsn` gave the branch, and compares its CRC. Off the async threads, because
 /// the disk may make it wait.
 pub(super) async fn read_checkpoint(
-    log: &Log,
+    log: &Arc<Log>,
     lsn: Lsn,
     pipeline: String,
     branch: String,
     without_state: bool,
 ) -> Result<StoredCheckpoint, Status> {
-    let log = log.clone();
+    let log = Arc::clone(log);
     blocking(move || checkpoint(&log, lsn, &pipeline, &branch, without_state)).await
 }
 

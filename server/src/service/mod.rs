@@ -19,6 +19,7 @@ use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
 use fencepost::v1::lease_service_server::LeaseServiceServer;
 use fencepost::v1::log_service_server::LogServiceServer;
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -36,13 +37,15 @@ pub struct Backend {
     /// Decides.
     pub sequencer: Sequencer,
     /// Holds what checkpoints say.
-    pub log: Log,
+    pub log: Arc<Log>,
     /// Settings.
     pub config: Arc<Config>,
     /// The only clock.
     pub clock: Clock,
     /// When the server was ready.
     pub started: Monotonic,
+    /// Turns true when the server is about to stop: streams end once what is in hand is answered.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// All services on one router, with standard health and reflection. The reporter tells health checks how the server is.

@@ -82,12 +82,17 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         let mut durable = self.backend.log.durable();
+        let mut stopping = self.backend.stopping.clone();
         loop {
             durable.borrow_and_update();
             let sent = match self.read().await {
                 Ok(Some(facts)) => self.send(facts).await,
                 Ok(None) if !self.request.follow => return,
-                Ok(None) => self.wait(&mut durable).await,
+                Ok(None) => tokio::select! {
+                    biased;
+                    _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
+                    waited = self.wait(&mut durable) => waited,
+                },
                 Err(failure) => return drop(self.messages.send(Err(failure)).await),
             };
             if sent.is_err() {

@@ -200,7 +200,8 @@ fn held(grant: &Grant, request: &ResumeRequest, remaining: Duration) -> Refusal 
 fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> Refusal {
     let refusal = |message: String| Refusal::new(Reason::Fenced, message);
     let Some(grant) = last else {
-        return refusal(format!("nobody was ever granted branch '{branch}' of '{pipeline}': token {token} is not its"));
+        let message = format!("nobody was ever granted branch '{branch}' of '{pipeline}': token {token} is not its");
+        return refusal(message).with("branch", branch);
     };
     let message = if grant.token == token {
         format!("token {token} released branch '{branch}' of '{pipeline}': resume to get a new one")
@@ -220,6 +221,7 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
         )
     };
     refusal(message)
+        .with("branch", branch)
         .with("current_token", grant.token.as_u64())
         .with("holder", &grant.holder)
         .with("lsn", grant.lsn.as_u64())

@@ -1,0 +1,89 @@
+//! Closed loops: each caller begins its next operation when its last one was answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub enum Load {
+    /// So many operations, by all callers together.
+    Operations(u64),
+    /// As many as fit into this time.
+    Time(Duration),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub operations: u64,
+    pub elapsed: Duration,
+}
+
+impl Done {
+    /// Operations per second.
+    pub fn rate(&self) -> f64 {
+        self.operations as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+/// Tells callers whether to go on.
+#[derive(Debug)]
+pub struct Meter {
+    begun: AtomicU64,
+    limit: u64,
+    is_over: AtomicBool,
+}
+
+impl Meter {
+    pub fn new(load: Load) -> Arc<Meter> {
+        let limit = match load {
+            Load::Operations(operations) => operations,
+            Load::Time(_) => u64::MAX,
+        };
+        Arc::new(Meter { begun: AtomicU64::new(0), limit, is_over: AtomicBool::new(false) })
+    }
+
+    /// Whether another operation is to be begun.
+    pub fn begin(&self) -> bool {
+        !self.is_over.load(Ordering::Relaxed) && self.begun.fetch_add(1, Ordering::Relaxed) < self.limit
+    }
+
+    pub fn stop(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs one loop for each caller.
+pub async fn closed_loop<C, F, Fut>(load: Load, callers: Vec<C>, operation: F) -> Done
+where
+    C: Clone + Send + 'static,
+    F: Fn(C) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let meter = Meter::new(load);
+    let begun = Instant::now();
+    let loops: Vec<_> = callers
+        .into_iter()
+        .map(|caller| {
+            let (meter, operation) = (Arc::clone(&meter), operation.clone());
+            tokio::spawn(async move {
+                let mut operations = 0;
+                while meter.begin() {
+                    operation(caller.clone()).await;
+                    operations += 1;
+                }
+                operations
+            })
+        })
+        .collect();
+    if let Load::Time(time) = load {
+        tokio::time::sleep(time).await;
+        meter.stop();
+    }
+    let mut operations = 0;
+    for done in loops {
+        operations += done.await.expect("a caller does not panic");
+    }
+    Done { operations, elapsed: begun.elapsed() }
+}

@@ -1,0 +1,174 @@
+//! Claims about the log, its threads included.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use fencepost::{LogIndex, Lsn};
+use uuid::Uuid;
+
+use super::{EntryBuilder, Log, LogConfig, LogError, OpenError, ReadError};
+use crate::clock::Clock;
+use crate::disk::RealDisk;
+use crate::disk::sim::{Lasting, Operation, SimDisk};
+
+const ID: Uuid = Uuid::from_u128(0xfe9c);
+
+fn config() -> LogConfig {
+    LogConfig { segment_bytes: 4096, entry_bytes_max: 2048, write_bytes_max: 1024 }
+}
+
+fn open(disk: &SimDisk) -> Result<Log, OpenError> {
+    Log::open(Arc::new(disk.clone()), Path::new("/log"), config(), Clock::manual(), ID)
+}
+
+fn entry(index: u64, payloads: &[&[u8]]) -> super::Entry {
+    let mut builder = EntryBuilder::new(LogIndex(index));
+    payloads.iter().for_each(|payload| builder.push(payload));
+    builder.finish(LogIndex(index - 1), 0)
+}
+
+/// Appends and waits for the answer.
+fn append(log: &Log, index: u64, payloads: &[&[u8]]) -> Result<LogIndex, LogError> {
+    let (tell, told) = mpsc::channel();
+    log.append(entry(index, payloads), move |result| tell.send(result).unwrap());
+    told.recv().unwrap()
+}
+
+fn facts(log: &Log, from: Lsn) -> Vec<(String, Vec<u8>)> {
+    log.scan(from).map(|fact| fact.map(|(lsn, payload)| (lsn.to_string(), payload.to_vec())).unwrap()).collect()
+}
+
+#[test]
+fn what_was_appended_is_read_and_found_again_after_closing() {
+    let disk = SimDisk::new();
+    let log = open(&disk).unwrap();
+    assert!(log.is_fresh());
+    append(&log, 1, &[b"one", b"two"]).unwrap();
+    append(&log, 2, &[]).unwrap();
+    append(&log, 3, &[b""]).unwrap();
+    let expected = vec![
+        ("1.0".to_owned(), b"one".to_vec()),
+        ("1.1".to_owned(), b"two".to_vec()),
+        ("3.0".to_owned(), b"".to_vec()),
+    ];
+    assert_eq!(facts(&log, Lsn::ZERO), expected);
+    log.close();
+    assert!(matches!(append(&log, 4, &[]), Err(LogError::Closed)));
+
+    let log = open(&disk).unwrap();
+    assert!(!log.is_fresh());
+    assert_eq!((log.log_id(), log.last_index()), (ID, LogIndex(3)));
+    assert_eq!(facts(&log, Lsn::ZERO), expected);
+    assert_eq!(facts(&log, Lsn::new(LogIndex(1), 1)), expected[1..]);
+    assert_eq!(log.read(Lsn::new(LogIndex(1), 1)).unwrap(), &b"two"[..]);
+    for absent in [Lsn::new(LogIndex(1), 2), Lsn::new(LogIndex(2), 0), Lsn::new(LogIndex(4), 0), Lsn::ZERO] {
+        assert!(matches!(log.read(absent), Err(ReadError::NotFound(lsn)) if lsn == absent), "{absent}");
+    }
+}
+
+#[test]
+fn a_scan_goes_on_across_segments_and_after_its_end() {
+    let log = open(&SimDisk::new()).unwrap();
+    let mut scan = log.scan(Lsn::ZERO);
+    assert!(scan.next().is_none());
+    for index in 1..=100 {
+        let payload = [index as u8; 300];
+        append(&log, index, &[&payload]).unwrap();
+        let (lsn, read) = scan.next().unwrap().unwrap();
+        assert_eq!((lsn.index().0, &read[..]), (index, &payload[..]));
+        assert!(scan.next().is_none());
+    }
+    assert!(log.status().segments > 5, "{:?}", log.status());
+    assert_eq!(log.scan(Lsn::ZERO).count(), 100);
+    for index in 1..=100 {
+        assert_eq!(log.read(Lsn::new(LogIndex(index), 0)).unwrap(), vec![index as u8; 300]);
+    }
+}
+
+#[test]
+fn a_log_works_on_the_disk_of_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("log");
+    let open = || Log::open(Arc::new(RealDisk), &dir, config(), Clock::real(), ID);
+    let log = open().unwrap();
+    for index in 1..=50 {
+        append(&log, index, &[&[7; 100]]).unwrap();
+    }
+    let second = open().unwrap_err();
+    assert!(matches!(&second, OpenError::Locked { dir: named } if *named == dir), "{second}");
+    drop(log);
+    let log = open().unwrap();
+    assert_eq!(log.scan(Lsn::ZERO).count(), 50);
+    append(&log, 51, &[b"more"]).unwrap();
+}
+
+#[test]
+fn the_first_failed_sync_is_the_last_write() {
+    let disk = SimDisk::new();
+    let log = open(&disk).unwrap();
+    append(&log, 1, &[b"good"]).unwrap();
+    append(&log, 2, &[&[1; 1900]]).unwrap();
+    // This needs the next segment: when it returns the preparer has nothing to do, and the fault meets the writer.
+    log.reserve(2000).unwrap();
+    disk.fail(Operation::Sync, 1, Lasting::Once, io::ErrorKind::Other);
+    let error = append(&log, 3, &[b"bad"]).unwrap_err();
+    assert!(matches!(&error, LogError::Failed(failure) if failure.action == "sync"), "{error}");
+    assert!(matches!(append(&log, 4, &[b"later"]), Err(LogError::Failed(_))));
+    assert!(matches!(log.reserve(100), Err(LogError::Failed(_))));
+    assert!(log.status().failure.is_some());
+    assert_eq!(log.last_index(), LogIndex(2));
+}
+
+#[test]
+fn a_full_disk_is_told_before_anything_is_written_and_forgotten_when_there_is_space() {
+    let disk = SimDisk::new();
+    let clock = Clock::manual();
+    let log = Log::open(Arc::new(disk.clone()), Path::new("/log"), config(), clock.clone(), ID).unwrap();
+    disk.set_capacity(Some(3 * 4096));
+    let mut index = 0;
+    let error = loop {
+        match log.reserve(entry(1, &[&[1; 500]]).len_bytes()) {
+            Ok(()) => {
+                index += 1;
+                append(&log, index, &[&[1; 500]]).unwrap();
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LogError::NoSpace { .. }), "{error}");
+    assert!(index >= 15, "three segments hold more than {index} entries");
+    disk.set_capacity(None);
+    assert!(matches!(log.reserve(604), Err(LogError::NoSpace { .. })), "it rests for a second");
+    clock.advance(Duration::from_secs(1));
+    log.reserve(604).unwrap();
+    append(&log, index + 1, &[&[1; 500]]).unwrap();
+    assert_eq!(log.scan(Lsn::ZERO).count() as u64, index + 1);
+}
+
+#[test]
+fn an_entry_over_the_limit_is_refused_and_leaves_its_index_free() {
+    let log = open(&SimDisk::new()).unwrap();
+    assert!(matches!(append(&log, 1, &[&[0; 2048]]), Err(LogError::TooLarge { bytes_max: 2048, .. })));
+    assert!(matches!(log.reserve(2049), Err(LogError::TooLarge { .. })));
+    append(&log, 1, &[b"small"]).unwrap();
+}
+
+#[test]
+fn answers_come_in_the_order_of_the_entries() {
+    let log = open(&SimDisk::new()).unwrap();
+    let (tell, told) = mpsc::channel();
+    let durable = log.durable();
+    for index in 1..=500 {
+        let (tell, durable) = (tell.clone(), durable.clone());
+        let done = move |result: Result<LogIndex, LogError>| {
+            let index = result.unwrap();
+            assert!(*durable.borrow() >= index);
+            tell.send(index).unwrap();
+        };
+        log.append(entry(index, &[&[index as u8; 50]]), done);
+    }
+    let answers: Vec<u64> = told.iter().take(500).map(|index| index.0).collect();
+    assert_eq!(answers, (1..=500).collect::<Vec<_>>());
+}
