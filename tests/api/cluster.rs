@@ -117,7 +117,6 @@ async fn the_status_tells_what_the_store_holds_and_did() {
     store.commit(commit("one", one, 1)).await.unwrap();
     let done = store.commit(commit("one", one, 2)).await.unwrap();
     store.commit(commit("one", one, 2)).await.unwrap_err();
-    store.commit(commit("nonsense name", one, 2)).await.unwrap_err();
     let keep = KeepAliveRequest { leases: vec![lease("one", one), lease("other", other)], cluster: None };
     store.leases().keep_alive(keep).await.unwrap();
     store.leases().release(ReleaseRequest { lease: Some(lease("other", other)), cluster: None }).await.unwrap();
@@ -127,7 +126,6 @@ async fn the_status_tells_what_the_store_holds_and_did() {
     let counters = status.counters.unwrap();
     assert_eq!((counters.commits, counters.grants, counters.keepalives), (2, 2, 2));
     assert_eq!(counters.refusals["HEAD_MISMATCH"], 1);
-    assert_eq!(counters.refusals.get("INVALID_NAME"), Some(&1), "{:?}", counters.refusals);
     assert!(Lsn::from_u64(status.durable_lsn) > Lsn::from_u64(done.lsn));
     assert_eq!(status.log.unwrap().failure, "");
 }
