@@ -34,8 +34,7 @@ enum Subject {
     Log,
 }
 
-const SUBJECTS: [Subject; 5] =
-    [Subject::Stream, Subject::Unary, Subject::EchoUnary, Subject::EchoStream, Subject::Log];
+const SUBJECTS: [Subject; 5] = [Subject::Stream, Subject::Unary, Subject::EchoUnary, Subject::EchoStream, Subject::Log];
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");

@@ -162,7 +162,10 @@ impl CommitService for Service {
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
     }
 
-    async fn resolve_commit(&self, _: Request<ResolveCommitRequest>) -> Result<Response<ResolveCommitResponse>, Status> {
+    async fn resolve_commit(
+        &self,
+        _: Request<ResolveCommitRequest>,
+    ) -> Result<Response<ResolveCommitResponse>, Status> {
         Err(Status::unimplemented("an echo has nothing to resolve"))
     }
 }
