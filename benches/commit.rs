@@ -2,7 +2,8 @@
 //! nothing behind it, and the log with no network before it.
 //!
 //! `cargo bench --bench commit` measures each with criterion and then prints the ratios, measured in turns (A, B, A, B)
-//! because a shared machine is noisy. `cargo bench --bench commit -- --ratios` prints only the ratios.
+//! because a shared machine is noisy. `cargo bench --bench commit -- --ratios` prints only the ratios, and
+//! `-- --ratios --aims` only those that have an aim.
 
 mod support;
 
@@ -38,7 +39,8 @@ const SUBJECTS: [Subject; 5] = [Subject::Stream, Subject::Unary, Subject::EchoUn
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
-    if !std::env::args().any(|argument| argument == "--ratios") {
+    let has = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    if !has("--ratios") {
         let mut criterion = Criterion::default()
             .sample_size(10)
             .warm_up_time(Duration::from_millis(500))
@@ -51,9 +53,10 @@ fn main() {
         }
         criterion.final_summary();
     }
-    // `cargo test --benches` only wants to know that all of it runs.
-    let is_test = std::env::args().any(|argument| argument == "--test");
-    print_ratios(&runtime, if is_test { Duration::from_millis(50) } else { Duration::from_secs(1) });
+    // `cargo test --benches` only wants to know that all of it runs, and a profile is of one thing.
+    if !has("--profile-time") {
+        print_ratios(&runtime, if has("--test") { Duration::from_millis(50) } else { Duration::from_secs(1) });
+    }
 }
 
 fn measure(criterion: &mut Criterion, runtime: &Runtime, callers: usize, bytes: usize) {
@@ -83,7 +86,8 @@ const RATIOS: [(&str, Subject, Subject, usize, usize, Option<f64>); 10] = [
 
 fn print_ratios(runtime: &Runtime, turn: Duration) {
     println!("\n{:<24} {:>7} {:>6} {:>10} {:>10} {:>7}  aim", "ratio", "callers", "bytes", "A ops/s", "B ops/s", "A/B");
-    for (name, a, b, callers, bytes, aim) in RATIOS {
+    let only_aims = std::env::args().any(|argument| argument == "--aims");
+    for (name, a, b, callers, bytes, aim) in RATIOS.into_iter().filter(|ratio| !only_aims || ratio.5.is_some()) {
         let (a, b) = (Setup::new(runtime, a, callers, bytes), Setup::new(runtime, b, callers, bytes));
         let (mut rates_a, mut rates_b) = (Vec::new(), Vec::new());
         for _ in 0..3 {

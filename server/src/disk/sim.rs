@@ -382,7 +382,7 @@ impl Change {
     fn apply_some_sectors(&self, bytes: &mut Vec<u8>, odds: u64, random: &mut Random) {
         let Change::Write(offset, written) = self else {
             return if random.coin() {
-                self.apply(bytes)
+                self.apply(bytes);
             };
         };
         let mut from = *offset;

@@ -248,7 +248,10 @@ impl Drop for Log {
 
 impl std::fmt::Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Log").field("dir", &self.catalog.dir).field("last_index", &self.last_index()).finish()
+        f.debug_struct("Log")
+            .field("dir", &self.catalog.dir)
+            .field("last_index", &self.last_index())
+            .finish_non_exhaustive()
     }
 }
 

@@ -218,11 +218,11 @@ impl Survey {
         if self.walk.window.first_nonzero(self.end(), self.header.file_bytes)?.is_none() {
             return Ok(Verdict::Clean);
         }
-        let base = self.unproven();
-        let bytes = self.read(base, self.header.file_bytes)?;
+        let (end, file_bytes) = (self.end(), self.header.file_bytes);
+        let bytes = self.read(end, file_bytes)?;
         let seal = (self.table.len() > 0).then(|| self.seal());
         let seal = seal.as_ref().map(|(offset, bytes)| (*offset, &bytes[..]));
-        Ok(Remains { seed: self.seed, bytes: &bytes, base, end: self.end(), bad, seal }.judge())
+        Ok(Remains { seed: self.seed, bytes: &bytes, end, bad, seal }.judge())
     }
 
     /// The last good entry, or the one before the segment.

@@ -13,11 +13,9 @@ use super::walk::{Bad, Problem};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Remains<'a> {
     pub(super) seed: Seed,
-    /// The segment from where the unproven group begins, to its end.
+    /// The segment from where the last good entry ends.
     pub(super) bytes: &'a [u8],
-    /// Where in the segment `bytes` begin.
-    pub(super) base: u64,
-    /// Where the last good entry ends.
+    /// Where that is.
     pub(super) end: u64,
     /// The first frame that is not good, at or after `end`.
     pub(super) bad: Bad,
@@ -56,7 +54,7 @@ impl Remains<'_> {
     }
 
     fn at(&self, offset: u64) -> &[u8] {
-        &self.bytes[(offset - self.base) as usize..]
+        &self.bytes[(offset - self.end) as usize..]
     }
 
     fn last_nonzero(&self) -> Option<u64> {
@@ -115,7 +113,7 @@ impl Remains<'_> {
     }
 
     fn at_or_end(&self, offset: u64) -> &[u8] {
-        self.bytes.get((offset - self.base) as usize..).unwrap_or_default()
+        self.bytes.get((offset - self.end) as usize..).unwrap_or_default()
     }
 
     fn bad_header(&self) -> Option<Header> {
@@ -144,9 +142,9 @@ impl Remains<'_> {
         let sector_bytes = SECTOR_BYTES as u64;
         for sector in start / sector_bytes..end.div_ceil(sector_bytes) {
             let (from, to) = (sector * sector_bytes, (sector + 1) * sector_bytes);
-            // Before the base is what an earlier write left, and it is proven.
-            let within = self.at_or_end(from.max(self.base));
-            let length = (to - from.max(self.base)) as usize;
+            // What is before the end may be of an earlier write, so it says nothing about this one.
+            let within = self.at_or_end(from.max(self.end));
+            let length = (to - from.max(self.end)) as usize;
             if !frame::is_zero(&within[..length.min(within.len())]) {
                 continue;
             }

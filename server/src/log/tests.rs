@@ -3,12 +3,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
-use super::{EntryBuilder, Log, LogConfig, LogError, OpenError, ReadError};
+use super::{EntryBuilder, Inspector, Log, LogConfig, LogError, OpenError, ReadError, verify};
 use crate::clock::Clock;
 use crate::disk::RealDisk;
 use crate::disk::sim::{Lasting, Operation, SimDisk};
@@ -25,7 +26,9 @@ fn open(disk: &SimDisk) -> Result<Log, OpenError> {
 
 fn entry(index: u64, payloads: &[&[u8]]) -> super::Entry {
     let mut builder = EntryBuilder::new(LogIndex(index));
-    payloads.iter().for_each(|payload| builder.push(payload));
+    for payload in payloads {
+        builder.push(payload);
+    }
     builder.finish(LogIndex(index - 1), 0)
 }
 
@@ -171,4 +174,77 @@ fn answers_come_in_the_order_of_the_entries() {
     }
     let answers: Vec<u64> = told.iter().take(500).map(|index| index.0).collect();
     assert_eq!(answers, (1..=500).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_log_that_ends_answers_everybody() {
+    let log = open(&SimDisk::new()).unwrap();
+    let (tell, told) = mpsc::channel();
+    for index in 1..=10 {
+        let tell = tell.clone();
+        let done = move |result: Result<LogIndex, LogError>| {
+            tell.send(result.is_ok()).unwrap();
+            assert!(index != 3, "a caller's mistake ends the writer's thread");
+        };
+        log.append(entry(index, &[b"fact"]), done);
+    }
+    drop(tell);
+    assert_eq!(told.iter().count(), 10);
+    assert!(matches!(append(&log, 11, &[]), Err(LogError::Failed(_))));
+    assert!(log.status().failure.is_some());
+}
+
+#[test]
+fn readers_and_verification_keep_up_with_a_writer_that_rotates() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(Arc::new(RealDisk), dir.path(), config(), Clock::real(), ID).unwrap();
+    let entries: u64 = 600;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in 1..=entries {
+                log.reserve(entry(index, &[&[index as u8; 200]]).len_bytes()).unwrap();
+                append(&log, index, &[&[index as u8; 200]]).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            let mut scan = log.scan(Lsn::ZERO);
+            let mut due = 1;
+            while due <= entries {
+                let Some(fact) = scan.next() else {
+                    thread::yield_now();
+                    continue;
+                };
+                let (lsn, payload) = fact.unwrap();
+                assert_eq!((lsn, &payload[..]), (Lsn::new(LogIndex(due), 0), &[due as u8; 200][..]));
+                assert_eq!(log.read(lsn).unwrap(), payload);
+                due += 1;
+            }
+        });
+        scope.spawn(|| {
+            while log.last_index().0 < entries {
+                let report = verify(&RealDisk, dir.path(), &mut ()).unwrap();
+                assert!(report.damage.is_empty(), "{:?}", report.damage);
+            }
+        });
+    });
+}
+
+#[test]
+fn verification_shows_each_fact_and_reports_what_its_reader_objects_to() {
+    struct NoTwos(usize);
+    impl Inspector for NoTwos {
+        fn fact(&mut self, _lsn: Lsn, payload: &[u8]) -> Result<(), String> {
+            self.0 += 1;
+            if payload == b"two" { Err("it is a two".into()) } else { Ok(()) }
+        }
+    }
+    let disk = SimDisk::new();
+    let log = open(&disk).unwrap();
+    append(&log, 1, &[b"one", b"two"]).unwrap();
+    append(&log, 2, &[b"three"]).unwrap();
+    let mut inspector = NoTwos(0);
+    let report = verify(&disk, Path::new("/log"), &mut inspector).unwrap();
+    assert_eq!((inspector.0, report.facts(), report.damage.len()), (3, 3, 1));
+    assert_eq!(report.damage[0].indexes, Some(1..=1));
+    assert!(report.damage[0].what.contains("1.1") && report.damage[0].what.contains("it is a two"));
 }

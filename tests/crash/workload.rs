@@ -1,0 +1,116 @@
+//! A log on a simulated disk, the entries that are put into it, and the comparison of what comes back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fencepost::LogIndex;
+use fencepost_server::disk::sim::{Random, SimDisk};
+use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError};
+use uuid::Uuid;
+
+/// The identity of all logs here.
+pub(crate) const ID: Uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+
+/// Segments of four pages, so that a few entries fill one.
+pub(crate) const CONFIG: LogConfig = LogConfig { segment_bytes: 4096, entry_bytes_max: 2500, write_bytes_max: 1 << 20 };
+
+/// Where the log is.
+pub(crate) fn dir() -> PathBuf {
+    PathBuf::from("/data/log")
+}
+
+/// A segment's file.
+pub(crate) fn segment(number: u64) -> PathBuf {
+    dir().join(format!("{number:020}.seg"))
+}
+
+/// Opens the log on a disk.
+pub(crate) fn open(disk: &SimDisk) -> Result<InlineLog, OpenError> {
+    InlineLog::open(Arc::new(disk.clone()), Path::new(&dir()), CONFIG, ID)
+}
+
+/// The payloads of the entry at an index: always the same for the same index and seed, of all shapes, with long runs of
+/// zeros among them.
+pub(crate) fn payloads(seed: u64, index: u64) -> Vec<Vec<u8>> {
+    let mut random = Random::new(seed ^ index.wrapping_mul(0x5851_f42d_4c95_7f2d));
+    let facts = random.below(4);
+    let payload = |_| {
+        let bytes = [0, 1, 7, 40, 300, 560][random.below(6) as usize] + random.below(9) as usize;
+        let zeros = random.below(3) == 0;
+        (0..bytes).map(|_| if zeros { 0 } else { random.next_u64() as u8 }).collect()
+    };
+    (0..facts).map(payload).collect()
+}
+
+/// The entry at an index, with those payloads.
+pub(crate) fn entry(seed: u64, index: u64) -> Entry {
+    let mut builder = EntryBuilder::new(LogIndex(index));
+    for payload in payloads(seed, index) {
+        builder.push(&payload);
+    }
+    builder.finish(LogIndex(index - 1), 3)
+}
+
+/// Appends a group of entries after the last one.
+pub(crate) fn append(log: &mut InlineLog, seed: u64, entries: u64) -> Result<LogIndex, LogError> {
+    let first = log.last_index().0 + 1;
+    log.append((first..first + entries).map(|index| entry(seed, index)).collect())
+}
+
+/// How far a run of the standard workload got.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) acknowledged: u64,
+    pub(crate) submitted: u64,
+}
+
+/// Opens a log and appends groups of one to three entries, some thousand bytes in all, until that is done or the disk
+/// fails.
+pub(crate) fn run(disk: &SimDisk, seed: u64, groups: u64) -> Progress {
+    let mut progress = Progress::default();
+    let Ok(mut log) = open(disk) else { return progress };
+    progress.acknowledged = log.last_index().0;
+    progress.submitted = progress.acknowledged;
+    for group in 0..groups {
+        let entries = 1 + (seed + group) % 3;
+        if log.reserve(CONFIG.entry_bytes_max as usize).is_err() {
+            continue;
+        }
+        progress.submitted += entries;
+        match append(&mut log, seed, entries) {
+            Ok(last) => progress.acknowledged = last.0,
+            // Part of the group may have been made durable before the failure.
+            Err(_) => return Progress { acknowledged: log.last_index().0, ..progress },
+        }
+    }
+    progress
+}
+
+/// Checks that the log has exactly the entries from 1 to its last, byte for byte. Answers the last.
+pub(crate) fn check(log: &InlineLog, seed: u64) -> u64 {
+    let mut last = 0;
+    for entry in log.entries(LogIndex(1)) {
+        let entry = entry.unwrap();
+        last += 1;
+        assert_eq!((entry.index, entry.based_on, entry.term), (LogIndex(last), LogIndex(last - 1), 3));
+        assert_eq!(entry.facts, payloads(seed, last), "entry {last}");
+    }
+    assert_eq!(last, log.last_index().0);
+    last
+}
+
+/// Opens what a crash left, checks it against what was promised, and goes on with it. Answers the last entry found.
+pub(crate) fn recover(image: &SimDisk, seed: u64, progress: Progress, what: &str) -> u64 {
+    let log = open(image).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = check(&log, seed);
+    assert!(found >= progress.acknowledged, "{what}: {} were acknowledged, {found} found", progress.acknowledged);
+    assert!(found <= progress.submitted, "{what}: {} were submitted, {found} found", progress.submitted);
+    drop(log);
+    let mut log = open(image).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
+    assert_eq!(check(&log, seed), found, "{what}: recovery is idempotent");
+    append(&mut log, seed, 2).unwrap();
+    drop(log);
+    let log = open(&image.crash_image(fencepost_server::disk::sim::Survivors::Synced)).unwrap();
+    assert_eq!(check(&log, seed), found + 2, "{what}: what is appended afterwards stays");
+    found
+}
