@@ -196,7 +196,7 @@ async fn a_branch_that_somebody_holds_is_left_alone() {
     ended_with(&ended, 75, &["is held by 'loader-1'"]);
     assert!(!job.trace("ran").exists());
     holder.commit(Checkpoint::at("101")).await.unwrap();
-    ended_with(&job.ended(&["--takeover", "force"], "echo 200").await, 1, &["reason"]);
+    ended_with(&job.ended(&["--takeover", "force"], "echo 200").await, 2, &["--reason <REASON>"]);
     let forced = job.ended(&["--takeover", "force", "--reason", "a test"], "echo 200").await;
     ended_with(&forced, 0, &["committed sequence 3 at '200'"]);
     assert_eq!(holder.commit(Checkpoint::at("102")).await.unwrap_err().reason(), Some(Reason::Fenced));
