@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fencepost::LogIndex;
 use fencepost_server::disk::Disk;
-use fencepost_server::disk::sim::{Moment, Operation, SimDisk};
+use fencepost_server::disk::sim::{Moment, Operation, SimDisk, Survivors};
 use fencepost_server::log::{Damage, EntryBuilder, InlineLog, OpenError, Tail, verify};
 use uuid::Uuid;
 
@@ -103,6 +103,44 @@ fn a_segment_of_another_log_number_or_place_is_refused() {
 }
 
 #[test]
+fn bytes_that_version_1_does_not_use_are_zero() {
+    let disk = three_segments();
+    rewrite_header(&disk, 2, |header| header[300] = 1);
+    assert_eq!(refused(&disk).file, segment(2));
+}
+
+#[test]
+fn a_trailer_proves_the_entries_even_when_the_table_is_damaged() {
+    let disk = SimDisk::new();
+    let mut log = open(&disk).unwrap();
+    disk.crash_at(Operation::Rename, 1, Moment::Before);
+    while append(&mut log, SEED, 1).is_ok() {}
+    let image = disk.crash_image(Survivors::Synced);
+    let mut bytes = image.bytes(&segment(1)).unwrap();
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let (table, end) = (word(4096 - 56), word(4096 - 48));
+    // The end of the last entry is gone, as if it was never written, and the table with it.
+    bytes[end - 72..end].fill(0);
+    bytes[table] ^= 1;
+    image.put(&segment(1), bytes);
+    let damage = refused(&image);
+    assert!(damage.what.contains("sealed"), "{damage}");
+}
+
+#[test]
+fn a_whole_frame_in_the_place_of_another_is_refused() {
+    // Two logs of one identity differ in one fact. Its frame is valid in either, and the entry around it is not.
+    let (ours, theirs) = (one_segment(&[b"first", b"our fact"]), one_segment(&[b"first", b"a fact !"]));
+    let (mut bytes, others) = (ours.bytes(&segment(1)).unwrap(), theirs.bytes(&segment(1)).unwrap());
+    let second = 512 + 112..512 + 112 + 40;
+    assert_ne!(bytes[second.clone()], others[second.clone()]);
+    bytes[second.clone()].copy_from_slice(&others[second]);
+    ours.put(&segment(1), bytes);
+    let damage = refused(&ours);
+    assert!(damage.what.contains("does not match its facts"), "{damage}");
+}
+
+#[test]
 fn a_segment_under_the_name_of_another_is_refused() {
     let disk = three_segments();
     disk.put(&segment(2), disk.bytes(&segment(1)).unwrap());
@@ -149,7 +187,7 @@ fn a_sealed_segment_without_a_successor_gets_one() {
         disk.crash_at(operation, 1, Moment::Before);
         while append(&mut log, SEED, 1).is_ok() {}
         let found = log.last_index().0;
-        let image = disk.crash_image(fencepost_server::disk::sim::Survivors::Synced);
+        let image = disk.crash_image(Survivors::Synced);
         let report = verify(&image, &dir(), &mut ()).unwrap();
         assert_eq!((report.tail, report.damage.len(), report.segments[0].sealed), (Tail::Clean, 0, true));
         let mut log = open(&image).unwrap();

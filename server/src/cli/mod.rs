@@ -59,7 +59,7 @@ struct Common {
 enum Command {
     /// Run a server on a data directory.
     Serve(serve::Serve),
-    /// Watch a pipeline survive kill -9, a zombie and a dead server, on real data, in half a minute.
+    // Its help is that of its arguments; a comment here would replace the long form too.
     Demo(demo::Demo),
     /// Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
     Run(run::Run),
@@ -94,6 +94,9 @@ enum Command {
     /// One worker of the demonstration.
     #[command(name = "__demo-worker", hide = true)]
     DemoWorker(demo::DemoWorker),
+    /// Keeps a process of the demonstration from outliving it.
+    #[command(name = "__demo-child", hide = true)]
+    DemoChild(demo::DemoChild),
 }
 
 /// Parses the command line, runs the command and says how it went.
@@ -108,6 +111,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Man => manual(),
         Command::Guard(guard) => return guard.run(),
+        Command::DemoChild(child) => return child.run(),
         Command::Verify(verify) => verify.run(&output),
         Command::Demo(demo) => demo.run(&output),
         command => {
@@ -137,6 +141,7 @@ async fn client_command(command: Command, endpoint: &str, output: &Output) -> Re
         | Command::Completions { .. }
         | Command::Man
         | Command::Guard(_)
+        | Command::DemoChild(_)
         | Command::Verify(_)
         | Command::Demo(_) => unreachable!("handled before a server is needed"),
     }

@@ -1,7 +1,7 @@
 //! The only door to the file system.
 //!
 //! [`Disk`] and [`File`] are the dozen operations that the log needs, no more. [`RealDisk`] hands them to the operating
-//! system; [`sim::SimDisk`] keeps everything in memory, and crashes, tears, forgets, fills up and fails when a test
+//! system; `sim::SimDisk` keeps everything in memory, and crashes, tears, forgets, fills up and fails when a test
 //! asks for it. Nothing here knows what the files mean.
 //!
 //! What a caller may rely on, from either disk:

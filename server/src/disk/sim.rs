@@ -291,8 +291,10 @@ impl State {
         linked.into_iter().map(|inode| self.inodes[inode].current.len() as u64).sum()
     }
 
+    /// A write that makes nothing longer needs no room, even on a disk that is over-full.
     fn room_for(&self, growth_bytes: usize) -> bool {
-        self.capacity_bytes.is_none_or(|capacity| self.used_bytes() + growth_bytes as u64 <= capacity)
+        growth_bytes == 0
+            || self.capacity_bytes.is_none_or(|capacity| self.used_bytes() + growth_bytes as u64 <= capacity)
     }
 
     fn change_names(&mut self, change: NameChange) {

@@ -34,7 +34,7 @@ pub(super) struct Active {
     pub(super) file_bytes: u64,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn File>,
-    /// Where the last durable entry ends.
+    /// Where the last durable entry ends. Changes together with the table, under its lock.
     pub(super) end: AtomicU64,
     /// The durable entries.
     pub(super) table: RwLock<Table>,
@@ -167,12 +167,8 @@ impl Catalog {
         if let Some(sealed) = sealed {
             return self.locate_sealed(&sealed, index);
         }
-        // First the end, then the table: what the table knows may be more, never less.
-        let limit = active.end.load(Ordering::Acquire);
-        let (index, offset) = active.table(|table| table.find(index)).ok_or(Misplaced::Absent)?;
-        if offset >= limit {
-            return Err(Misplaced::Absent);
-        }
+        let (found, limit) = active.table(|table| (table.find(index), active.end.load(Ordering::Acquire)));
+        let (index, offset) = found.ok_or(Misplaced::Absent)?;
         let (path, file, seed) = (active.path.clone(), Arc::clone(&active.file), active.identity.seed());
         Ok(Place { path, file, seed, index, offset, limit })
     }

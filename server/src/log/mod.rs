@@ -13,9 +13,9 @@
 //! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again.
 //!
 //! It knows bytes and log indexes. It does not know what a fact says, what state follows from it, or how it came here.
-//! The format is in `docs/log-format.md`. Layers, from the bottom: [`frame`], [`entry`] and [`segment`] are bytes;
-//! [`walk`] decodes; [`tail`] and [`recovery`] judge what is found; [`writer`] appends and [`catalog`] shows it to
-//! [`reader`]; [`driver`] has the threads.
+//! The format is in `docs/log-format.md`. Layers, from the bottom: `frame`, `entry` and `segment` are bytes;
+//! `walk` decodes; `tail` and `recovery` judge what is found; `writer` appends and `catalog` shows it to
+//! `reader`; `driver` has the threads.
 
 mod catalog;
 mod driver;

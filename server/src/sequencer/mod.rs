@@ -21,7 +21,7 @@ mod tests;
 mod waiters;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -240,8 +240,7 @@ impl Sequencer {
 
     /// Commits, or refuses in its turn what has no proper shape; the answer goes where `reply` says.
     pub fn commit(&self, commit: Result<Commit, Refusal>, reply: CommitReply) {
-        // If the thread is gone the work comes back and is dropped, and the reply answers as it is dropped.
-        let _ = self.queue.send(Work::Commit { commit: commit.map(Box::new), reply });
+        self.send(Work::Commit { commit: commit.map(Box::new), reply });
     }
 
     /// Commits and waits for the answer.
@@ -286,10 +285,16 @@ impl Sequencer {
         let _ = self.queue.send(Work::Hurry);
     }
 
+    /// If the thread is gone the work comes back, and nothing of it was done.
+    fn send(&self, work: Work) {
+        if let Err(SendError(work)) = self.queue.send(work) {
+            refuse(work);
+        }
+    }
+
     async fn ask<T>(&self, work: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Work) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
-        // If the thread is gone the work is dropped, and the answer says so.
-        let _ = self.queue.send(work(reply));
+        self.send(work(reply));
         answered(answer).await
     }
 }

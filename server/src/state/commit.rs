@@ -52,15 +52,15 @@ impl State {
             }
             return Err(reused(&request.commit_id, lsn));
         }
-        if request.not_after_ms != 0 && now_ms > request.not_after_ms {
-            let message = format!("not_after_ms is {}, and the server's clock is at {now_ms}", request.not_after_ms);
-            return Err(Refusal::new(Reason::NotAfterPassed, message).with("server_time_ms", now_ms));
-        }
         for branch in &request.branches {
             self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
         }
         for branch in &request.branches {
             check_sequence(pipeline, &request.pipeline, &branch.branch, branch.sequence)?;
+        }
+        if request.not_after_ms != 0 && now_ms > request.not_after_ms {
+            let message = format!("not_after_ms is {}, and the server's clock is at {now_ms}", request.not_after_ms);
+            return Err(Refusal::new(Reason::NotAfterPassed, message).with("server_time_ms", now_ms));
         }
         if let Some(fault) = payload_fault {
             return Err(fault);
