@@ -192,6 +192,8 @@ async fn a_payload_that_is_not_what_its_crc_says_is_refused() {
     assert_eq!(details["actual"].len(), 8);
 }
 
+type BranchFault = fn(&mut fencepost::v1::BranchCommit);
+
 /// The order is part of the promise: who is told HEAD_MISMATCH may rely on its token having been current.
 #[tokio::test]
 async fn the_checks_are_made_in_their_order() {
@@ -207,12 +209,12 @@ async fn the_checks_are_made_in_their_order() {
     let mut request = commit("main", token, 2);
     request.branches[0].checkpoint.as_mut().unwrap().payload_crc32 = Some(1);
     refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::IntegrityMismatch);
+    request.not_after_ms = 1;
+    refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::NotAfterPassed);
     request.branches[0].sequence = 9;
     refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::HeadMismatch);
     request.branches[0].token = old;
     refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::Fenced);
-    request.not_after_ms = 1;
-    refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::NotAfterPassed);
     request.commit_id = known.commit_id;
     refusal(&store.commit(request.clone()).await.unwrap_err(), Reason::CommitIdReused);
     request.cluster = Some(fencepost::v1::ClusterRef { cluster_id: "another".to_owned(), generation: 1 });
@@ -252,7 +254,7 @@ async fn a_commit_of_many_branches_moves_all_or_none() {
         assert_eq!((head.sequence, head.lsn), (1, done.lsn), "all are moved by one fact");
     }
 
-    let faults: [(fn(&mut fencepost::v1::BranchCommit), Reason); 3] = [
+    let faults: [(BranchFault, Reason); 3] = [
         (|branch| branch.token = 1, Reason::Fenced),
         (|branch| branch.sequence = 1, Reason::HeadMismatch),
         (|branch| branch.checkpoint.as_mut().unwrap().payload_crc32 = Some(1), Reason::IntegrityMismatch),

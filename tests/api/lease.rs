@@ -1,7 +1,7 @@
 //! Grants, keepalives and releases.
 
 use fencepost::v1::{
-    KeepAliveRequest, ListBranchesRequest, OnMissing, ReleaseRequest, ResumeMode, ResumeRequest, Takeover,
+    KeepAliveRequest, ListBranchesRequest, OnMissing, ReleaseRequest, ResumeMode, ResumeRequest, TailRequest, Takeover,
 };
 use fencepost::{Reason, Token};
 
@@ -193,12 +193,12 @@ async fn one_keepalive_carries_many_leases_and_each_is_judged_alone() {
 async fn a_keepalive_leaves_no_fact() {
     let store = Store::open().await;
     let token = store.take("main").await;
-    let before = store.facts(Default::default()).await.unwrap();
+    let before = store.facts(TailRequest::default()).await.unwrap();
     for _ in 0..10 {
         let request = KeepAliveRequest { leases: vec![lease("main", token)], cluster: None };
         store.leases().keep_alive(request).await.unwrap();
     }
-    assert_eq!(store.facts(Default::default()).await.unwrap(), before);
+    assert_eq!(store.facts(TailRequest::default()).await.unwrap(), before);
 }
 
 #[tokio::test]

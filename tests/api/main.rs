@@ -3,6 +3,9 @@
 //! The store runs in the test's own process, behind the same gRPC services as ever. Tests of what the network can do to
 //! a server use a real socket.
 
+// A test that cannot go on ends where it is.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 mod catalogue;
 mod checkpoint;
 mod cluster;
@@ -10,6 +13,7 @@ mod commit;
 mod hostile;
 mod lease;
 mod limits;
+mod questions;
 mod resolve;
 mod stream;
 mod support;

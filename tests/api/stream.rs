@@ -103,9 +103,11 @@ async fn a_stream_that_is_closed_by_its_caller_answers_everything_first() {
     assert!(stream.message().await.unwrap().is_none());
 }
 
+type Fault = fn(&mut CommitRequest);
+
 #[tokio::test]
 async fn after_its_first_refusal_nothing_of_a_session_is_applied() {
-    let faults: [(fn(&mut CommitRequest), Reason); 6] = [
+    let faults: [(Fault, Reason); 6] = [
         (|request| request.branches[0].sequence = 9, Reason::HeadMismatch),
         (|request| request.branches[0].token = 1, Reason::Fenced),
         (|request| request.branches[0].checkpoint.as_mut().unwrap().payload_crc32 = Some(1), Reason::IntegrityMismatch),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{TailFact, TailRequest, TailResponse};
+use fencepost::v1::{ResumeRequest, TailFact, TailRequest, TailResponse};
 use fencepost::{LogIndex, Lsn, Reason};
 use tonic::Streaming;
 
@@ -42,8 +42,7 @@ async fn next(stream: &mut Streaming<TailResponse>) -> TailResponse {
 /// Two branches of one pipeline and one of another, with a few commits.
 async fn with_facts(store: &Store) {
     let (one, two) = (store.take("one").await, store.take("two").await);
-    let mut other = resume("one");
-    other.pipeline = "test/other".to_owned();
+    let other = ResumeRequest { pipeline: "test/other".to_owned(), ..resume("one") };
     store.resume(other).await.unwrap();
     store.commit(commit("one", one, 1)).await.unwrap();
     store.commit(commit("two", two, 1)).await.unwrap();

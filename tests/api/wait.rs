@@ -1,11 +1,12 @@
 //! Waiting for a branch that somebody holds: who gets it, when, and who does not.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fencepost::Reason;
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::{KeepAliveRequest, ReleaseRequest, ResumeRequest, ResumeResponse};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::support::{PATIENCE, Store, commit, lease, refusal, resume, resume_as};
@@ -60,7 +61,7 @@ async fn a_waiter_gets_the_branch_when_its_holder_was_silent_for_the_ttl() {
     let token = store.resume(short("loader-1")).await.unwrap().token;
     let begun = Instant::now();
     let grant = answer(wait(&store, patient("loader-2", PATIENCE)).await).await.unwrap();
-    assert!(begun.elapsed() > TTL - Duration::from_millis(50), "not before its time: {:?}", begun.elapsed());
+    assert!(begun.elapsed() > TTL * 95 / 100, "not before its time: {:?}", begun.elapsed());
     let predecessor = grant.predecessor.unwrap();
     assert_eq!(predecessor.token, token);
     assert!(predecessor.silent_ms.unwrap() >= TTL.as_millis() as u64);
@@ -150,7 +151,7 @@ async fn a_waiter_that_went_away_is_not_granted_the_branch() {
     release(&store, token).await;
     let grant = store.resume(resume("main")).await.unwrap();
     assert_eq!(grant.predecessor.unwrap().token, token);
-    let facts = store.facts(Default::default()).await.unwrap();
+    let facts = store.facts(fencepost::v1::TailRequest::default()).await.unwrap();
     let was_granted = |fact: &fencepost::v1::TailFact| matches!(&fact.fact.as_ref().unwrap().kind, Some(Kind::LeaseGranted(granted)) if granted.holder == "ghost");
     assert!(!facts.iter().any(was_granted), "{facts:?}");
 }

@@ -4,6 +4,8 @@
 //! `TRYCMD=overwrite cargo test -p fencepost-server --test cli` writes down what is said now; what differs from run to run
 //! (times, ports, ids) is then to be replaced by `[..]` again.
 
+// A test that cannot go on ends where it is.
+#![allow(clippy::unwrap_used)]
 // The sessions are files, and no store's.
 #![allow(clippy::disallowed_methods)]
 
@@ -58,7 +60,7 @@ impl Seeded {
 /// committed for events yet.
 async fn seed(server: &Server) {
     let client = server.client().await;
-    let fresh = |holder: &str| Resume::new(holder).ttl(std::time::Duration::from_secs(3600)).start_fresh();
+    let fresh = |holder: &str| Resume::new(holder).ttl(std::time::Duration::from_hours(1)).start_fresh();
     let orders = client.pipeline("prod/orders");
     let jfk = orders.branch("jfk").resume(fresh("loader-1")).await.unwrap();
     let lhr = orders.branch("lhr").resume(fresh("loader-2")).await.unwrap();
