@@ -5,6 +5,8 @@
 //! because a shared machine is noisy. `cargo bench --bench commit -- --ratios` prints only the ratios, and
 //! `-- --ratios --aims` only those that have an aim.
 
+#![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::type_complexity)]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! The repository tests itself: the order of the layers, that modules say what they are, that files can be read in one
 //! sitting, and that the documents name files that exist.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -22,13 +22,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::load::{Done, Load, closed_loop};
 
-pub struct Echo {
+pub(crate) struct Echo {
     channel: Channel,
     _stop: oneshot::Sender<()>,
 }
 
 impl Echo {
-    pub async fn start() -> Echo {
+    pub(crate) async fn start() -> Echo {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -49,7 +49,7 @@ impl Echo {
         Echo { channel, _stop: stop }
     }
 
-    pub async fn run(&self, load: Load, callers: usize, bytes: usize, is_stream: bool) -> Done {
+    pub(crate) async fn run(&self, load: Load, callers: usize, bytes: usize, is_stream: bool) -> Done {
         if is_stream { self.stream(load, callers, bytes).await } else { self.unary(load, callers, bytes).await }
     }
 
@@ -129,8 +129,8 @@ fn response(header: Option<Header>) -> CommitResponse {
     CommitResponse { header, lsn: 1 << 20, outcome: Outcome::Applied.into() }
 }
 
-fn header() -> Option<Header> {
-    Some(Header { cluster_id: "00000000-0000-0000-0000-000000000000".to_owned(), generation: 1, lsn: 1 << 20 })
+fn header() -> Header {
+    Header { cluster_id: "00000000-0000-0000-0000-000000000000".to_owned(), generation: 1, lsn: 1 << 20 }
 }
 
 struct Service;
@@ -140,7 +140,7 @@ impl CommitService for Service {
     type CommitStreamStream = Pin<Box<dyn Stream<Item = Result<CommitStreamResponse, Status>> + Send>>;
 
     async fn commit(&self, _: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
-        Ok(Response::new(response(header())))
+        Ok(Response::new(response(Some(header()))))
     }
 
     async fn commit_stream(
@@ -156,7 +156,7 @@ impl CommitService for Service {
                     number: commit.number,
                     result: Some(session_result::Result::Committed(response(None))),
                 });
-                let _ = send.send(Ok(CommitStreamResponse { results: results.collect(), header: header() }));
+                let _ = send.send(Ok(CommitStreamResponse { results: results.collect(), header: Some(header()) }));
             }
         });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
-pub enum Load {
+pub(crate) enum Load {
     /// So many operations, by all callers together.
     Operations(u64),
     /// As many as fit into this time.
@@ -15,28 +15,28 @@ pub enum Load {
 
 /// What was done.
 #[derive(Clone, Copy, Debug)]
-pub struct Done {
+pub(crate) struct Done {
     pub operations: u64,
     pub elapsed: Duration,
 }
 
 impl Done {
     /// Operations per second.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.operations as f64 / self.elapsed.as_secs_f64()
     }
 }
 
 /// Tells callers whether to go on.
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     begun: AtomicU64,
     limit: u64,
     is_over: AtomicBool,
 }
 
 impl Meter {
-    pub fn new(load: Load) -> Arc<Meter> {
+    pub(crate) fn new(load: Load) -> Arc<Meter> {
         let limit = match load {
             Load::Operations(operations) => operations,
             Load::Time(_) => u64::MAX,
@@ -45,17 +45,17 @@ impl Meter {
     }
 
     /// Whether another operation is to be begun.
-    pub fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> bool {
         !self.is_over.load(Ordering::Relaxed) && self.begun.fetch_add(1, Ordering::Relaxed) < self.limit
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
 }
 
 /// Runs one loop for each caller.
-pub async fn closed_loop<C, F, Fut>(load: Load, callers: Vec<C>, operation: F) -> Done
+pub(crate) async fn closed_loop<C, F, Fut>(load: Load, callers: Vec<C>, operation: F) -> Done
 where
     C: Clone + Send + 'static,
     F: Fn(C) -> Fut + Clone + Send + 'static,

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::load::{Done, Load, Meter};
 
-pub struct LogAlone {
+pub(crate) struct LogAlone {
     log: Arc<Log>,
     /// Appends follow each other without gaps, so that one caller at a time takes the next index.
     next: Arc<Mutex<LogIndex>>,
@@ -20,14 +20,14 @@ pub struct LogAlone {
 }
 
 impl LogAlone {
-    pub fn open() -> LogAlone {
+    pub(crate) fn open() -> LogAlone {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = Log::open(Arc::new(RealDisk), dir.path(), LogConfig::default(), Clock::real(), random_id());
         let log = Arc::new(log.expect("a new log"));
         LogAlone { next: Arc::new(Mutex::new(log.last_index())), log, _dir: dir }
     }
 
-    pub fn run(&self, load: Load, callers: usize, bytes: usize) -> Done {
+    pub(crate) fn run(&self, load: Load, callers: usize, bytes: usize) -> Done {
         let (meter, operations) = (Meter::new(load), AtomicU64::new(0));
         let payload = vec![7; bytes];
         let begun = Instant::now();

@@ -1,6 +1,6 @@
 //! What the benches share: load, and the ceilings.
 
-pub mod echo;
-pub mod load;
-pub mod log_alone;
-pub mod server;
+pub(crate) mod echo;
+pub(crate) mod load;
+pub(crate) mod log_alone;
+pub(crate) mod server;

@@ -8,14 +8,14 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-pub struct TestServer {
+pub(crate) struct TestServer {
     endpoint: String,
     _stop: oneshot::Sender<()>,
     _dir: TempDir,
 }
 
 impl TestServer {
-    pub async fn start() -> TestServer {
+    pub(crate) async fn start() -> TestServer {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -26,7 +26,7 @@ impl TestServer {
         TestServer { endpoint, _stop: stop, _dir: dir }
     }
 
-    pub fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
 }

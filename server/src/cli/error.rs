@@ -50,7 +50,7 @@ impl CliError {
 impl From<Error> for CliError {
     fn from(error: Error) -> CliError {
         let details = json!({
-            "reason": error.reason().map(|reason| reason.as_str()),
+            "reason": error.reason().map(fencepost_client::Reason::as_str),
             "applied": error.applied().as_str(),
             "action": format!("{:?}", error.action()),
         });

@@ -57,11 +57,9 @@ struct Common {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a server on a data directory.
     Serve(serve::Serve),
     // Its help is that of its arguments; a comment here would replace the long form too.
     Demo(demo::Demo),
-    /// Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
     Run(run::Run),
     /// Show what the server is and holds.
     Status,
@@ -78,7 +76,6 @@ enum Command {
     /// See who holds which branch; give a branch back; take one from a worker that is stuck.
     #[command(subcommand)]
     Lease(lease::Lease),
-    /// Check every byte of a data directory, without changing any.
     Verify(verify::Verify),
     /// Print a completion script for a shell.
     Completions {

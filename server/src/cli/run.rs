@@ -21,7 +21,7 @@ use super::error::CliError;
 use super::exit;
 use super::output::{note, readable, write, write_raw};
 
-/// Run a program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
+/// Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
 ///
 /// The program finds in its environment:
 ///
@@ -32,10 +32,13 @@ use super::output::{note, readable, write, write_raw};
 ///   FENCEPOST_POSITION_FILE  to be written with the new position (else: the last line of its output)
 ///   FENCEPOST_STATE_FILE     holds the saved state; what it holds in the end is saved
 ///
-/// When it exits 0 its new position is committed and the lease released. When it fails nothing is committed, and `run`
-/// exits with its code. When the lease is lost it is killed.
+/// When it exits 0 its new position is committed and the lease released. When it fails nothing
+/// is committed, and `run` exits with its code. When the lease is lost it is killed.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(
+    verbatim_doc_comment,
+    about = "Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced"
+)]
 pub(crate) struct Run {
     /// NAMESPACE/NAME.
     #[arg(long, short, env = "FENCEPOST_PIPELINE")]

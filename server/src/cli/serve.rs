@@ -27,7 +27,10 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Run a server on a data directory.
+///
 /// Every setting can be a flag, an environment variable, or a key of the file; the first of these that is there counts.
+/// When the server is ready it prints its address to standard output. SIGTERM stops it; kill -9 is safe at any moment.
 #[derive(Args)]
 pub(crate) struct Serve {
     /// A TOML file with settings, by the names of the flags with underscores.

@@ -133,11 +133,13 @@ impl Drop for CommitReply {
     }
 }
 
+/// Takes an answer to its caller. Called with the failure of the log, if it failed.
+type Deliver = Box<dyn FnOnce(Option<&Refusal>) + Send>;
+
 /// An answer that is decided, on its way to a caller.
 pub(super) enum Answer {
     Commit(CommitReply, Result<CommitDone, Refusal>),
-    /// Called with the failure of the log, if it failed.
-    Other(Box<dyn FnOnce(Option<&Refusal>) + Send>),
+    Other(Deliver),
 }
 
 impl Answer {

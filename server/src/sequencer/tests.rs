@@ -279,7 +279,9 @@ async fn a_commit_that_was_answered_is_in_the_log() {
     assert_eq!(refusal.reason, Reason::HeadMismatch);
     let (head, seen) = running
         .sequencer
-        .read(|view| Ok(view.state.branch(PIPELINE, "jfk").and_then(|branch| branch.head()).map(|head| head.sequence)))
+        .read(|view| {
+            Ok(view.state.branch(PIPELINE, "jfk").and_then(super::super::state::Branch::head).map(|head| head.sequence))
+        })
         .await
         .unwrap();
     assert_eq!((head, seen), (Some(1), done.lsn));

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use fencepost::v1::{Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
 use fencepost::{NAME_BYTES_MAX, Reason};
-use prost::Message as _;
 
 use crate::config::limits;
 use crate::error::Refusal;
@@ -178,7 +177,7 @@ fn digest(request: &CommitRequest) -> Digest {
         part(checkpoint.map_or(&[], |checkpoint| &checkpoint.position));
         part(checkpoint.map_or(&[], |checkpoint| &checkpoint.state));
         let integrity = checkpoint.and_then(|checkpoint| checkpoint.integrity.as_ref());
-        part(&integrity.map(|integrity| integrity.encode_to_vec()).unwrap_or_default());
+        part(&integrity.map(prost::Message::encode_to_vec).unwrap_or_default());
     }
     let hash = hasher.finalize();
     let (digest, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");

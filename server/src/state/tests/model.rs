@@ -88,7 +88,7 @@ impl Model {
             }
             Step::Commit { worker, branch, is_answer_lost } => self.commit(worker, &[branch], is_answer_lost),
             Step::CommitBoth { worker, first, second } if first != second => {
-                self.commit(worker, &[first, second], false)
+                self.commit(worker, &[first, second], false);
             }
             Step::CommitBoth { .. } => {}
             Step::Duplicate { which } => {
