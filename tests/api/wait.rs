@@ -11,8 +11,8 @@ use tonic::Status;
 
 use crate::support::{PATIENCE, Store, commit, lease, refusal, resume, resume_as};
 
-/// The shortest TTL there is.
-const TTL: Duration = Duration::from_secs(1);
+/// Short, and still so long that a busy machine does not take a living holder for a silent one.
+const TTL: Duration = Duration::from_secs(2);
 
 fn short(holder: &str) -> ResumeRequest {
     ResumeRequest { ttl_ms: TTL.as_millis() as u64, ..resume_as(holder, "main") }
@@ -58,10 +58,10 @@ async fn a_waiter_gets_the_branch_when_its_holder_releases() {
 #[tokio::test]
 async fn a_waiter_gets_the_branch_when_its_holder_was_silent_for_the_ttl() {
     let store = Store::open().await;
-    let token = store.resume(short("loader-1")).await.unwrap().token;
     let begun = Instant::now();
+    let token = store.resume(short("loader-1")).await.unwrap().token;
     let grant = answer(wait(&store, patient("loader-2", PATIENCE)).await).await.unwrap();
-    assert!(begun.elapsed() > TTL * 95 / 100, "not before its time: {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= TTL, "not before its time: {:?}", begun.elapsed());
     let predecessor = grant.predecessor.unwrap();
     assert_eq!(predecessor.token, token);
     assert!(predecessor.silent_ms.unwrap() >= TTL.as_millis() as u64);
@@ -93,7 +93,7 @@ async fn a_holder_that_is_heard_of_keeps_its_branch() {
     let store = Store::open().await;
     for by_commits in [false, true] {
         let token = store.resume(short(&format!("holder-{by_commits}"))).await.unwrap().token;
-        let mut waiting = wait(&store, patient("loader-2", TTL * 2)).await;
+        let mut waiting = wait(&store, patient("loader-2", TTL * 3 / 2)).await;
         let mut sequence = store.head("main").await;
         let refused = loop {
             if by_commits {
@@ -103,7 +103,7 @@ async fn a_holder_that_is_heard_of_keeps_its_branch() {
                 let request = KeepAliveRequest { leases: vec![lease("main", token)], cluster: None };
                 store.leases().keep_alive(request).await.unwrap();
             }
-            if let Ok(answer) = tokio::time::timeout(TTL / 5, &mut waiting).await {
+            if let Ok(answer) = tokio::time::timeout(TTL / 10, &mut waiting).await {
                 break answer.unwrap().unwrap_err();
             }
         };

@@ -10,6 +10,9 @@ use crate::support::{Ended, Server, fencepost, is_running, output, signal, until
 
 const PIPELINE: &str = "prod/job";
 
+/// For jobs that are to be replaced soon, or that have to show that they are there.
+const SHORT: [&str; 2] = ["--ttl", "2"];
+
 /// A job of one pipeline, with a directory where its scripts leave traces.
 struct Job {
     server: Server,
@@ -31,7 +34,7 @@ impl Job {
 
     /// `fencepost run` with these flags around a shell script, whose working directory is `traces`.
     fn run(&self, flags: &[&str], script: &str) -> Command {
-        let mut command = self.server.command(&["run", "--pipeline", PIPELINE, "--ttl", "1"]);
+        let mut command = self.server.command(&["run", "--pipeline", PIPELINE]);
         command.args(flags).args(["--", "sh", "-c", script]).current_dir(self.server.scratch());
         command.env("TMPDIR", self.server.scratch());
         command
@@ -233,7 +236,7 @@ const ENDLESS: &str = "sleep 600 & echo $! > grandchild; echo $$ > child; touch 
 #[tokio::test]
 async fn a_run_whose_branch_is_taken_away_kills_its_program() {
     let job = Job::begun().await;
-    let run = job.started(&[], ENDLESS).await;
+    let run = job.started(&SHORT, ENDLESS).await;
     let (child, grandchild) = (job.read("child"), job.read("grandchild"));
     assert!(is_running(&child) && is_running(&grandchild));
     let force = ["lease", "force", PIPELINE, "main", "--reason", "stuck"];
@@ -250,7 +253,7 @@ async fn a_run_whose_branch_is_taken_away_kills_its_program() {
 #[tokio::test]
 async fn a_run_that_is_killed_takes_its_program_along_and_a_successor_resumes() {
     let job = Job::begun().await;
-    let mut run = job.started(&["--holder", "machine-1"], ENDLESS).await;
+    let mut run = job.started(&["--holder", "machine-1", "--ttl", "2"], ENDLESS).await;
     let (child, grandchild) = (job.read("child"), job.read("grandchild"));
     run.kill().await.unwrap();
     until("the program is gone", async || !is_running(&child)).await;
@@ -264,12 +267,7 @@ async fn a_run_that_is_killed_takes_its_program_along_and_a_successor_resumes() 
 #[tokio::test]
 async fn a_run_outlives_its_server() {
     let mut job = Job::begun().await;
-    let flags = ["--ttl", "30"];
-    let mut command = job.server.command(&["run", "--pipeline", PIPELINE]);
-    let script = "touch started; while [ ! -e go ]; do sleep 0.02; done; echo 200";
-    command.args(flags).args(["--", "sh", "-c", script]).current_dir(job.server.scratch());
-    let run = command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    until("the program starts", async || job.trace("started").exists()).await;
+    let run = job.started(&[], "touch started; while [ ! -e go ]; do sleep 0.02; done; echo 200").await;
     job.server.kill().await;
     std::fs::write(job.trace("go"), "").unwrap();
     job.server.restart().await;
@@ -315,9 +313,9 @@ async fn a_program_that_ends_by_a_signal_commits_nothing() {
 #[tokio::test]
 async fn a_long_program_keeps_its_branch() {
     let job = Job::begun().await;
-    // Two and a half TTLs, through all of which somebody waits.
-    let run = job.started(&[], "touch started; sleep 2.5; echo 200").await;
-    let waiting = job.ended(&["--holder", "impatient", "--wait", "2"], "echo 999").await;
+    // Two TTLs and more, through all of which somebody waits.
+    let run = job.started(&SHORT, "touch started; sleep 5; echo 200").await;
+    let waiting = job.ended(&["--holder", "impatient", "--wait", "4"], "echo 999").await;
     ended_with(&waiting, 75, &["is held by"]);
     assert!(run.wait_with_output().await.unwrap().status.success());
     assert_eq!(job.head().await.position_str(), "200");

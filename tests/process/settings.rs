@@ -84,7 +84,7 @@ async fn a_wrong_setting_is_refused_by_name_with_what_would_be_right() {
         ("segment_bytes = 1000", &["segment_bytes is 1000", "20971520 to"]),
         ("in_flight_bytes_max = 1000", &["in_flight_bytes_max is 1000", "8388608 to"]),
         ("connections_max = 0", &["connections_max is 0", "1 to 1000000"]),
-        ("listen = \"127.0.0.1:1\"", &["fencepost.toml", "listen"]),
+        ("lisen = \"127.0.0.1:1\"", &["fencepost.toml", "lisen", "`listen`"]),
         ("listen = \"nowhere\"", &["fencepost.toml", "listen"]),
         ("connections_max = \"many\"", &["fencepost.toml", "connections_max"]),
         ("listen = ", &["fencepost.toml"]),
