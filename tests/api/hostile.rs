@@ -145,6 +145,24 @@ async fn a_handshake_that_stops_half_way_holds_nobody_up() {
     server.stop().await;
 }
 
+/// Else a few of them would take all the connections that a server has, for ever. Time does not pass for real here: a
+/// paused clock jumps to the next timer once everybody waits.
+#[tokio::test]
+async fn a_connection_that_stops_talking_is_closed_wherever_it_stops() {
+    let server = Loopback::start().await;
+    let half_way = [0, 1, 12, PREFACE.len() - 1, PREFACE.len()].map(|bytes| &PREFACE[..bytes]);
+    for beginning in half_way.into_iter().chain([&b"X"[..], b"PRI * HTTP/1"]) {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(beginning).await.unwrap();
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_mins(2), socket.read_to_end(&mut answer)).await;
+        tokio::time::resume();
+        assert!(closed.is_ok(), "after {beginning:?} the connection stays for ever");
+    }
+    server.stop().await;
+}
+
 /// Makes room for so many open files, or says why it cannot.
 fn raise_files(wanted: u64) -> Result<(), String> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
