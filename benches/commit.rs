@@ -87,19 +87,27 @@ const RATIOS: [(&str, Subject, Subject, usize, usize, Option<f64>); 10] = [
 ];
 
 fn print_ratios(runtime: &Runtime, turn: Duration) {
-    println!("\n{:<24} {:>7} {:>6} {:>10} {:>10} {:>7}  aim", "ratio", "callers", "bytes", "A ops/s", "B ops/s", "A/B");
+    println!(
+        "\n{:<24} {:>7} {:>6} {:>10} {:>10} {:>7} {:>8} {:>8}  aim",
+        "ratio", "callers", "bytes", "A ops/s", "B ops/s", "A/B", "A us CPU", "B us CPU"
+    );
     let only_aims = std::env::args().any(|argument| argument == "--aims");
     for (name, a, b, callers, bytes, aim) in RATIOS.into_iter().filter(|ratio| !only_aims || ratio.5.is_some()) {
         let (a, b) = (Setup::new(runtime, a, callers, bytes), Setup::new(runtime, b, callers, bytes));
-        let (mut rates_a, mut rates_b) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
-            rates_a.push(a.run(runtime, Load::Time(turn)).rate());
-            rates_b.push(b.run(runtime, Load::Time(turn)).rate());
+        let (mut rates_a, mut rates_b, mut cpu_a, mut cpu_b) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..5 {
+            let (done_a, done_b) = (a.run(runtime, Load::Time(turn)), b.run(runtime, Load::Time(turn)));
+            rates_a.push(done_a.rate());
+            rates_b.push(done_b.rate());
+            cpu_a.push(done_a.cpu_us());
+            cpu_b.push(done_b.cpu_us());
         }
-        let (rate_a, rate_b) = (median(rates_a), median(rates_b));
+        let (rate_a, rate_b, cpu_a, cpu_b) = (median(rates_a), median(rates_b), median(cpu_a), median(cpu_b));
         let aim = aim.map_or_else(String::new, |aim| format!(">= {aim}"));
         let ratio = rate_a / rate_b;
-        println!("{name:<24} {callers:>7} {bytes:>6} {rate_a:>10.0} {rate_b:>10.0} {ratio:>7.2}  {aim}");
+        println!(
+            "{name:<24} {callers:>7} {bytes:>6} {rate_a:>10.0} {rate_b:>10.0} {ratio:>7.2} {cpu_a:>8.1} {cpu_b:>8.1}  {aim}"
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use fencepost_server::disk::RealDisk;
 use fencepost_server::log::{EntryBuilder, Log, LogConfig};
 use tempfile::TempDir;
 
-use super::load::{Done, Load, Meter};
+use super::load::{Done, Load, Meter, cpu_time};
 
 pub(crate) struct LogAlone {
     log: Arc<Log>,
@@ -30,7 +30,7 @@ impl LogAlone {
     pub(crate) fn run(&self, load: Load, callers: usize, bytes: usize) -> Done {
         let (meter, operations) = (Meter::new(load), AtomicU64::new(0));
         let payload = vec![7; bytes];
-        let begun = Instant::now();
+        let (begun, cpu) = (Instant::now(), cpu_time());
         std::thread::scope(|scope| {
             for _ in 0..callers {
                 scope.spawn(|| {
@@ -47,7 +47,8 @@ impl LogAlone {
                 meter.stop();
             }
         });
-        Done { operations: operations.into_inner(), elapsed: begun.elapsed() }
+        let cpu = cpu_time().saturating_sub(cpu);
+        Done { operations: operations.into_inner(), elapsed: begun.elapsed(), cpu }
     }
 
     fn append(&self, payload: &[u8], done: mpsc::Sender<Result<LogIndex, fencepost_server::log::LogError>>) {

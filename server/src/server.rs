@@ -103,6 +103,7 @@ impl Server {
         let (state, index) = replay(&log, &clock)?;
         let sequencer_config = SequencerConfig {
             batch_bytes_max: config.batch_bytes_max,
+            entry_bytes_max: config.entry_bytes_max(),
             in_flight_bytes_max: config.in_flight_bytes_max,
         };
         let (sequencer, sequencer_thread) =

@@ -11,9 +11,9 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 
 use super::lease_clock::{LeaseClock, TICK};
-use super::reply::{Answer, CommitDone, CommitReply};
+use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Granted, KeptAlive, Released, View, Work};
+use super::{Granted, KeptAlive, Released, Submission, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
@@ -95,11 +95,8 @@ impl Core {
     /// Decides one request.
     pub(super) fn decide(&mut self, work: Work) {
         match work {
-            Work::Commit { commit, reply } => self.commit(commit, reply),
-            Work::Resume { resume, wait, reply } => {
-                let deadline = self.clock.now().plus(wait);
-                self.resume(Waiter { resume: *resume, deadline, reply });
-            }
+            Work::Commits(submissions) => submissions.into_iter().for_each(|submission| self.commit(submission)),
+            Work::Resume(waiter) => self.resume(*waiter),
             Work::KeepAlive { request, reply } => self.keep_alive(&request, reply),
             Work::Release { cluster, lease, reply } => {
                 let result = self.release(cluster.as_ref(), lease);
@@ -114,17 +111,15 @@ impl Core {
         }
     }
 
-    /// Grants branches to those who waited, if their time has come and they are still there. Looks once a tick,
-    /// however much there is to do: a release serves those who waited for it by itself.
-    pub(super) fn serve_waiters(&mut self) {
+    /// Those who wait for a branch, to be decided again. Once a tick, however much there is to do: a release serves those
+    /// who waited for it by itself.
+    pub(super) fn due_waiters(&mut self) -> Vec<Waiter> {
         let now = self.clock.now();
         if now < self.waiters_due {
-            return;
+            return Vec::new();
         }
         self.waiters_due = now.plus(TICK);
-        for waiter in self.waiters.take_all() {
-            self.resume(waiter);
-        }
+        self.waiters.take_all().collect()
     }
 
     /// The answers that rest on no new fact, with the entry that they must wait for.
@@ -152,8 +147,8 @@ impl Core {
         }
     }
 
-    fn commit(&mut self, commit: Result<Box<Commit>, Refusal>, reply: CommitReply) {
-        let result = reply.check_session().and(commit).and_then(|commit| self.judge_commit(*commit));
+    fn commit(&mut self, Submission { commit, reply }: Submission) {
+        let result = reply.check_session().and(commit).and_then(|commit| self.judge_commit(commit));
         match &result {
             Ok(done) if !done.already => self.counters.commit(),
             Ok(_) => {}

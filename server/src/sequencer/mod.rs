@@ -13,6 +13,7 @@
 //! It knows no gRPC and touches no file.
 
 mod core;
+mod driver;
 mod lease_clock;
 mod outbox;
 mod reply;
@@ -21,20 +22,23 @@ mod tests;
 mod waiters;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{SendError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef, Predecessor};
-use fencepost::{Lsn, Reason, Token};
-use tokio::sync::{mpsc, oneshot, watch};
+use fencepost::{Lsn, Token};
+use prost::Message as _;
+use tokio::sync::{oneshot, watch};
 
 pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
-use self::core::{Core, shutting_down};
+use self::core::Core;
+use self::driver::{Driver, refuse};
 use self::lease_clock::LeaseClock;
 use self::outbox::Outbox;
 use self::reply::{Answer, Budget};
+use self::waiters::Waiter;
 use crate::clock::Clock;
 use crate::error::Refusal;
 use crate::index::Index;
@@ -42,20 +46,23 @@ use crate::log::Log;
 use crate::metrics::Counters;
 use crate::state::{Commit, Head, Resume, State};
 
-/// Entries on their way to the disk before the next is gathered: one being written, one ready to follow it.
-const ENTRIES_IN_FLIGHT_MAX: u64 = 2;
+/// What a fact about a commit, in its frame, may have beyond the request: digest, time, framing; and for each branch.
+const COMMIT_EXTRA_BYTES: usize = 256;
+const BRANCH_EXTRA_BYTES: usize = 32;
 
-/// A write that takes longer than this stops lease time.
-const DISK_STALL: Duration = Duration::from_millis(250);
+/// A release and the grant that it makes possible, in their frames: names, ids and a reason, all bounded.
+const GRANT_BYTES_MAX: usize = 8192;
 
-/// What frames and a commit frame add to a request, at most.
-const OVERHEAD_BYTES: usize = 4096;
+/// Commits that are decided without looking at the size of the entry in between.
+const COMMITS_TOGETHER_MAX: usize = 256;
 
 /// Bounds of the sequencer.
 #[derive(Clone, Copy, Debug)]
 pub struct SequencerConfig {
     /// Size at which an entry is closed although the log could not take it yet.
     pub batch_bytes_max: usize,
+    /// The longest entry that the log takes.
+    pub entry_bytes_max: usize,
     /// Memory of all requests in hand; more are refused.
     pub in_flight_bytes_max: usize,
 }
@@ -112,18 +119,27 @@ pub struct Released {
 /// Looks at the state on the sequencer's thread and makes the answer.
 type ReadWork = Box<dyn FnOnce(&View) -> Answer + Send>;
 
+/// A commit on its way to be decided, and where its answer goes. One whose shape was refused takes its turn too, so that
+/// it poisons its session in order.
+pub struct Submission {
+    /// The commit, or why it is none.
+    pub commit: Result<Commit, Refusal>,
+    /// Takes the answer to the caller.
+    pub reply: CommitReply,
+}
+
+impl Submission {
+    fn bytes(&self) -> usize {
+        let Ok(Commit { request, .. }) = &self.commit else { return 0 };
+        request.encoded_len() + COMMIT_EXTRA_BYTES + request.branches.len() * BRANCH_EXTRA_BYTES
+    }
+}
+
 /// One request in the queue.
 enum Work {
-    /// A commit whose shape was refused takes its turn too, so that it poisons its session in order.
-    Commit {
-        commit: Result<Box<Commit>, Refusal>,
-        reply: CommitReply,
-    },
-    Resume {
-        resume: Box<Resume>,
-        wait: Duration,
-        reply: oneshot::Sender<Result<Granted, Refusal>>,
-    },
+    /// Commits that came together are decided together, so that they share one write.
+    Commits(Vec<Submission>),
+    Resume(Box<Waiter>),
     KeepAlive {
         request: KeepAliveRequest,
         reply: oneshot::Sender<Result<KeptAlive, Refusal>>,
@@ -143,11 +159,11 @@ enum Work {
 }
 
 impl Work {
-    /// Room it may need in the log, at most.
+    /// Room it may need in an entry, at most.
     fn bytes(&self) -> usize {
         match self {
-            Work::Commit { commit: Ok(commit), .. } => prost::Message::encoded_len(&commit.request) + OVERHEAD_BYTES,
-            Work::Resume { .. } | Work::Release { .. } | Work::Commit { commit: Err(_), .. } => OVERHEAD_BYTES,
+            Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
+            Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
             Work::KeepAlive { .. } | Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => 0,
         }
     }
@@ -165,6 +181,7 @@ struct Shared {
     generation: u64,
     budget: Arc<Budget>,
     counters: Arc<Counters>,
+    clock: Clock,
     failed: watch::Receiver<Option<Refusal>>,
 }
 
@@ -202,6 +219,7 @@ impl Sequencer {
             generation: state.generation(),
             budget: Budget::new(config.in_flight_bytes_max),
             counters: Arc::clone(&counters),
+            clock: clock.clone(),
             failed,
         });
         let last_index = log.last_index();
@@ -238,21 +256,29 @@ impl Sequencer {
         self.shared.budget.acquire(bytes)
     }
 
-    /// Commits, or refuses in its turn what has no proper shape; the answer goes where `reply` says.
-    pub fn commit(&self, commit: Result<Commit, Refusal>, reply: CommitReply) {
-        self.send(Work::Commit { commit: commit.map(Box::new), reply });
+    /// Commits, each for itself, in this order; the answers go where their replies say.
+    pub fn commit(&self, submissions: impl IntoIterator<Item = Submission>) {
+        let mut submissions = submissions.into_iter();
+        loop {
+            let together: Vec<_> = submissions.by_ref().take(COMMITS_TOGETHER_MAX).collect();
+            if together.is_empty() {
+                return;
+            }
+            self.send(Work::Commits(together));
+        }
     }
 
     /// Commits and waits for the answer.
     pub async fn commit_once(&self, commit: Commit, permit: Permit) -> Result<CommitDone, Refusal> {
         let (reply, answer) = CommitReply::once(permit);
-        self.commit(Ok(commit), reply);
+        self.commit([Submission { commit: Ok(commit), reply }]);
         answered(answer).await
     }
 
     /// Takes a branch, waiting up to `wait` for a lease that can be claimed.
     pub async fn resume(&self, resume: Resume, wait: Duration) -> Result<Granted, Refusal> {
-        self.ask(|reply| Work::Resume { resume: Box::new(resume), wait, reply }).await
+        let deadline = self.shared.clock.now().plus(wait);
+        self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, reply }))).await
     }
 
     /// Says that holders are there.
@@ -302,128 +328,3 @@ impl Sequencer {
 async fn answered<T>(answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
     answer.await.unwrap_or_else(|_| Err(outbox::log_failed("the server stopped in the middle of the request")))
 }
-
-/// Drives the core: queue in, log and outbox out.
-struct Driver {
-    core: Core,
-    outbox: Arc<Outbox>,
-    log: Arc<Log>,
-    config: SequencerConfig,
-    requests: Receiver<Work>,
-    queue: Sender<Work>,
-    failed: watch::Sender<Option<Refusal>>,
-}
-
-impl Driver {
-    fn run(mut self) {
-        let mut stopping = false;
-        while !stopping {
-            let Some(drained) = self.drain() else { break };
-            self.core.look_at_clock(self.log.stalled_for() > DISK_STALL);
-            // Whoever said in time that it is there must not lose its branch to somebody behind it in the queue.
-            let (heard, rest): (Vec<_>, Vec<_>) =
-                drained.into_iter().partition(|work| matches!(work, Work::KeepAlive { .. }));
-            for work in heard.into_iter().chain(rest) {
-                stopping |= matches!(work, Work::Stop);
-                self.decide(work);
-            }
-            self.core.serve_waiters();
-            self.hand_over();
-        }
-        self.finish();
-    }
-
-    /// What is in the queue, up to a bound; waits if there is nothing. `None`: nobody can ever ask again.
-    fn drain(&mut self) -> Option<Vec<Work>> {
-        let first = if self.core.needs_ticks() {
-            match self.requests.recv_timeout(lease_clock::TICK) {
-                Ok(work) => Some(work),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
-        } else {
-            Some(self.requests.recv().ok()?)
-        };
-        let mut bytes = first.as_ref().map_or(0, Work::bytes);
-        let mut drained = Vec::from_iter(first);
-        while bytes < self.config.batch_bytes_max {
-            match self.requests.try_recv() {
-                Ok(work) => {
-                    bytes += work.bytes();
-                    drained.push(work);
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
-        self.reserve(bytes);
-        Some(drained)
-    }
-
-    /// Makes sure that the log has room before anything is decided that would need it.
-    fn reserve(&mut self, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        let refusal = self
-            .log
-            .reserve(self.core.batch_bytes() + bytes)
-            .err()
-            .map(|no_space| Refusal::new(Reason::NoSpace, no_space.to_string()).with("retry_after_ms", 1000));
-        self.core.set_no_space(refusal);
-    }
-
-    fn decide(&mut self, work: Work) {
-        if self.core.is_full(self.config.batch_bytes_max) {
-            self.outbox.wait_below(ENTRIES_IN_FLIGHT_MAX);
-            self.hand_over();
-        }
-        self.core.decide(work);
-    }
-
-    /// Gives the batch to the log if the log can take it, and answers that rest on no new fact to the outbox.
-    fn hand_over(&mut self) {
-        if let Some((index, answers)) = self.core.take_answers() {
-            self.outbox.put(index, answers);
-        }
-        if self.outbox.in_flight() >= ENTRIES_IN_FLIGHT_MAX {
-            return;
-        }
-        let Some((entry, index, answers)) = self.core.take_batch() else { return };
-        self.outbox.put(index, answers);
-        let (outbox, queue, failed) = (Arc::clone(&self.outbox), self.queue.clone(), self.failed.clone());
-        self.log.append(entry, move |result| {
-            outbox.advance(result.map_err(|error| error.to_string()));
-            if let Some(failure) = outbox.failure() {
-                failed.send_replace(Some(failure));
-            }
-            // If the sequencer is gone nobody waits for progress.
-            let _ = queue.send(Work::Wake);
-        });
-    }
-
-    /// Decides nothing more; writes and answers what was decided, and refuses the rest.
-    fn finish(mut self) {
-        self.core.hurry();
-        self.outbox.wait_below(1);
-        self.hand_over();
-        self.outbox.wait_below(1);
-        self.hand_over();
-        while let Ok(work) = self.requests.try_recv() {
-            refuse(work);
-        }
-    }
-}
-
-/// Tells the caller of a request that came too late.
-fn refuse(work: Work) {
-    match work {
-        Work::Commit { reply, .. } => reply.send(Err(shutting_down())),
-        Work::Resume { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => {}
-    }
-}
-
-/// Where a stream's answers come out.
-pub type SessionAnswers = mpsc::UnboundedReceiver<SessionAnswer>;

@@ -70,7 +70,8 @@ impl Deciding {
 
     fn ask_for(&mut self, branch: &str, holder: &str, wait: Duration) -> oneshot::Receiver<Result<Granted, Refusal>> {
         let (reply, answer) = oneshot::channel();
-        self.core.decide(Work::Resume { resume: Box::new(resume(branch, holder)), wait, reply });
+        let deadline = self.clock.now().plus(wait);
+        self.core.decide(Work::Resume(Box::new(Waiter { resume: resume(branch, holder), deadline, reply })));
         self.settle();
         answer
     }
@@ -81,7 +82,9 @@ impl Deciding {
         for _ in 0..duration.as_millis() / step.as_millis() {
             self.clock.advance(step);
             self.core.look_at_clock(false);
-            self.core.serve_waiters();
+            for waiter in self.core.due_waiters() {
+                self.core.decide(Work::Resume(Box::new(waiter)));
+            }
         }
         self.settle();
     }
@@ -156,7 +159,8 @@ fn keepalives_and_commits_both_keep_a_lease_alive() {
     assert!(waiter.try_recv().is_err());
     let budget = Budget::new(1 << 20);
     let (reply, _answer) = CommitReply::once(budget.acquire(1).unwrap());
-    deciding.core.decide(Work::Commit { commit: Ok(Box::new(commit("1", "jfk", holder.token, 1))), reply });
+    let commit = Ok(commit("1", "jfk", holder.token, 1));
+    deciding.core.decide(Work::Commits(vec![Submission { commit, reply }]));
     deciding.pass(TTL - Duration::from_secs(1));
     assert!(waiter.try_recv().is_err());
     deciding.pass(Duration::from_secs(2));
@@ -245,7 +249,8 @@ impl Running {
         let clock = Clock::real();
         let log = Log::open(Arc::new(disk.clone()), Path::new("/log"), config, clock.clone(), random_id());
         let log = Arc::new(log.expect("a new log"));
-        let config = SequencerConfig { batch_bytes_max: 32 << 10, in_flight_bytes_max: 1 << 20 };
+        let config =
+            SequencerConfig { batch_bytes_max: 32 << 10, entry_bytes_max: 64 << 10, in_flight_bytes_max: 1 << 20 };
         let started = Sequencer::start(State::default(), Index::default(), Arc::clone(&log), config, clock);
         let (sequencer, thread) = started.expect("a thread");
         Running { disk, sequencer, thread: Some(thread), log }
@@ -337,7 +342,7 @@ async fn a_stopped_sequencer_answers_what_it_took_and_refuses_the_rest() {
     let mut running = Running::start();
     let token = running.grant("jfk").await;
     let (reply, answer) = CommitReply::once(running.sequencer.permit(1).unwrap());
-    running.sequencer.commit(Ok(commit("1", "jfk", token, 1)), reply);
+    running.sequencer.commit([Submission { commit: Ok(commit("1", "jfk", token, 1)), reply }]);
     running.thread.take().unwrap().stop();
     assert!(answer.await.unwrap().is_ok());
     let late = running.commit(commit("2", "jfk", token, 2)).await.unwrap_err();
@@ -352,7 +357,7 @@ async fn after_a_refusal_nothing_of_its_session_is_applied_and_other_sessions_go
     let (first, second) = (Session::new(1), Session::new(2));
     let send = |session: &Arc<Session>, number, commit| {
         let reply = CommitReply::stream(answers.clone(), Arc::clone(session), number, None);
-        running.sequencer.commit(commit, reply);
+        running.sequencer.commit([Submission { commit, reply }]);
     };
     send(&first, 1, Ok(commit("1", "jfk", jfk, 1)));
     send(&first, 2, Err(Refusal::new(Reason::InvalidField, "malformed")));

@@ -23,7 +23,7 @@ use super::status::{message, status};
 use super::{Backend, facts, shape};
 use crate::config::limits;
 use crate::error::Refusal;
-use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer};
+use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission};
 use crate::state::{Resolution, check_name, check_pipeline};
 
 pub(super) struct Service(pub(super) Backend);
@@ -144,13 +144,18 @@ impl Inbound {
                 message = commits.message() => message.map_err(name_oversized_status)?,
             };
             let Some(message) = message else { return Ok(()) };
+            let mut submissions = Vec::with_capacity(message.commits.len());
             for commit in message.commits {
+                if self.unanswered.available_permits() == 0 {
+                    self.sequencer.commit(submissions.drain(..));
+                }
                 // Whoever does not read its answers has to wait; nobody else does.
                 let Ok(permit) = self.unanswered.acquire().await else { return Ok(()) };
                 permit.forget();
                 let session = self.session(commit.session)?;
-                self.submit(&session, commit.number, commit.commit);
+                submissions.push(self.submission(session, commit.number, commit.commit));
             }
+            self.sequencer.commit(submissions);
             for closed in message.closed_sessions {
                 self.sessions.remove(&closed);
             }
@@ -171,15 +176,14 @@ impl Inbound {
     }
 
     /// Even what is refused here takes its turn in the sequencer, so that the session is poisoned in order.
-    fn submit(&self, session: &Arc<Session>, number: u64, commit: Option<CommitRequest>) {
+    fn submission(&self, session: Arc<Session>, number: u64, commit: Option<CommitRequest>) -> Submission {
         let mut permit = None;
         let commit =
             commit.ok_or_else(|| Refusal::field(Reason::InvalidField, "commit", "", "a commit")).and_then(|request| {
                 permit = Some(self.sequencer.permit(request.encoded_len())?);
                 shape::commit(request)
             });
-        let reply = CommitReply::stream(self.answers.clone(), Arc::clone(session), number, permit);
-        self.sequencer.commit(commit, reply);
+        Submission { commit, reply: CommitReply::stream(self.answers.clone(), session, number, permit) }
     }
 }
 
