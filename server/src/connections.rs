@@ -10,8 +10,14 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// A connection that has not sent a byte by then is closed. The keepalive of HTTP/2 watches it from there on.
-const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// What every client of HTTP/2 says first. The transport waits for it without end, so it is waited for here.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection that has not said it by then is closed. The keepalive of HTTP/2 watches it from there on.
+const PREFACE_TIME: Duration = Duration::from_secs(10);
+
+/// Between two looks at a preface that has come in part. Clients send it whole, so that hardly anybody waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long accepting rests when the system has no more sockets to give.
 const NO_SOCKETS: Duration = Duration::from_millis(100);
@@ -28,7 +34,7 @@ pub fn accept(listener: TcpListener, connections_max: usize) -> impl Stream<Item
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, _)) => drop(tokio::spawn(await_first_byte(socket, permit, ready.clone()))),
+                Ok((socket, _)) => drop(tokio::spawn(await_preface(socket, permit, ready.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(NO_SOCKETS).await;
@@ -39,17 +45,26 @@ pub fn accept(listener: TcpListener, connections_max: usize) -> impl Stream<Item
     ReceiverStream::new(connections)
 }
 
-async fn await_first_byte(
-    socket: TcpStream,
-    permit: OwnedSemaphorePermit,
-    ready: mpsc::Sender<io::Result<Connection>>,
-) {
+async fn await_preface(socket: TcpStream, permit: OwnedSemaphorePermit, ready: mpsc::Sender<io::Result<Connection>>) {
     // Small answers must not wait for each other; if the system cannot do it they are merely slower.
     let _ = socket.set_nodelay(true);
-    let spoke = tokio::time::timeout(FIRST_BYTE, socket.peek(&mut [0])).await;
-    if matches!(spoke, Ok(Ok(1))) {
+    let spoke = tokio::time::timeout(PREFACE_TIME, speaks(&socket)).await;
+    if spoke.unwrap_or(false) {
         // If the server is stopping nobody takes the connection, and it is closed.
         let _ = ready.send(Ok(Connection { socket, _permit: permit })).await;
+    }
+}
+
+/// Done when the transport need not wait to know what this is: a preface, something else, or a socket that was closed.
+async fn speaks(socket: &TcpStream) -> bool {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        match socket.peek(&mut seen).await {
+            Ok(0) | Err(_) => return false,
+            // What is no preface the transport refuses at once.
+            Ok(bytes) if bytes == PREFACE.len() || seen[..bytes] != PREFACE[..bytes] => return true,
+            Ok(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub(crate) struct Run {
     #[arg(long, value_enum, default_value_t)]
     takeover: TakeoverMode,
     /// Why; kept in the log. Needed with --takeover force.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[arg(long, required_if_eq("takeover", "force"))]
+    reason: Option<String>,
     /// Start from nothing if the branch has no checkpoint. Without it that is an error: lost state must not look like a
     /// fresh start.
     #[arg(long)]
@@ -130,7 +130,7 @@ impl Run {
             .ttl(Duration::from_secs(self.ttl))
             .wait(Duration::from_secs(self.wait))
             .takeover(takeover)
-            .reason(&self.reason);
+            .reason(self.reason.as_deref().unwrap_or_default());
         if self.start_fresh { resume.start_fresh() } else { resume }
     }
 

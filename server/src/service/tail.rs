@@ -47,7 +47,7 @@ impl LogService for Service {
             sequencer.read(move |view| view.state.check_cluster(cluster.as_ref())).await.map_err(status)?;
         let next = check_start(Lsn::from_u64(request.from_lsn), log.first_lsn(), seen).map_err(status)?;
         let (messages, stream) = mpsc::channel(4);
-        let follower = Follower { backend: self.0.clone(), request, next, end: seen.next(), messages };
+        let follower = Follower { backend: self.0.clone(), request, next, newest: seen, end: seen.next(), messages };
         tokio::spawn(follower.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -74,6 +74,8 @@ struct Follower {
     backend: Backend,
     request: TailRequest,
     next: Lsn,
+    /// The newest fact that this call knows of.
+    newest: Lsn,
     /// Where a call that does not follow ends.
     end: Lsn,
     messages: mpsc::Sender<Result<TailResponse, Status>>,
@@ -107,15 +109,15 @@ impl Follower {
         let (request, next) = (self.request.clone(), self.next);
         let end = if request.follow { Lsn::MAX } else { self.end };
         let read = facts::blocking(move || read(&log, &request, next, end)).await?;
-        Ok(read.map(|(facts, next)| {
-            self.next = next;
+        Ok(read.map(|(facts, last)| {
+            self.next = last.next();
+            self.newest = self.newest.max(last);
             facts
         }))
     }
 
     async fn send(&self, facts: Vec<TailFact>) -> Result<(), ()> {
-        let seen = self.backend.log.durable().borrow().next();
-        let header = Some(self.backend.sequencer.header(Lsn::new(seen, 0)));
+        let header = Some(self.backend.sequencer.header(self.newest));
         let message = TailResponse { header, facts, next_lsn: self.next.as_u64() };
         self.messages.send(Ok(message)).await.map_err(|_| ())
     }
@@ -133,9 +135,9 @@ impl Follower {
     }
 }
 
-/// Facts from `next` on, and where to go on. `None`: there is nothing yet.
+/// Facts from `next` on, and the last one looked at. `None`: there is nothing yet.
 fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<(Vec<TailFact>, Lsn)>, Refusal> {
-    let (mut found, mut bytes, mut reached) = (Vec::new(), 0, next);
+    let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
     for fact in log.scan(next).take(LOOKED_AT_MAX) {
         let (lsn, payload) = fact.map_err(facts::unreadable)?;
         if lsn >= end || bytes >= BYTES_MAX || found.len() >= FACTS_MAX {
@@ -150,9 +152,9 @@ fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<
             }
             found.push(TailFact { lsn: lsn.as_u64(), fact: Some(fact) });
         }
-        reached = lsn.next();
+        last = Some(lsn);
     }
-    Ok((reached > next).then_some((found, reached)))
+    Ok(last.map(|last| (found, last)))
 }
 
 fn matches(fact: &Fact, request: &TailRequest) -> bool {

@@ -6,7 +6,7 @@ use fencepost::log::v1::{LeaseGranted, LeaseReleased};
 use fencepost::v1::{ClusterRef, LeaseRef, OnMissing, ResumeRequest, Takeover};
 use fencepost::{Lsn, Reason, Token};
 
-use super::{Branch, Head, State};
+use super::{Branch, Head, State, check_name, check_pipeline};
 use crate::error::Refusal;
 
 /// A grant: the right of one worker to move one branch.
@@ -104,8 +104,10 @@ impl State {
         Ok(ResumeVerdict::Grant(self.grant(request, branch, timing)?))
     }
 
-    /// Checks that the lease is in force.
+    /// Checks that the lease is in force. A name that cannot be one is refused as such, so that no message repeats it.
     pub fn check_lease(&self, lease: &LeaseRef) -> Result<&Grant, Refusal> {
+        check_pipeline("lease.pipeline", &lease.pipeline)?;
+        check_name("lease.branch", &lease.branch)?;
         self.check_token(&lease.pipeline, &lease.branch, Token::from_u64(lease.token))
     }
 

@@ -142,7 +142,8 @@ impl State {
         if caller.cluster_id != self.cluster_id {
             let message = format!(
                 "the request is for cluster {}, but this is cluster {}: check the endpoint",
-                caller.cluster_id, self.cluster_id
+                names::shown(&caller.cluster_id),
+                self.cluster_id
             );
             return Err(Refusal::new(Reason::WrongCluster, message).with("cluster_id", &self.cluster_id));
         }

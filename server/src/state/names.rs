@@ -26,7 +26,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// A name fit to be repeated in a message: whatever came in, it is short and printable.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     let mut shown: String = name.chars().take(60).flat_map(char::escape_default).collect();
     if name.chars().count() > 60 {
         shown.push_str("...");

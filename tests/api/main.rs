@@ -1,0 +1,21 @@
+//! The API from outside: every call, what it does and each way in which it says no.
+//!
+//! The store runs in the test's own process, behind the same gRPC services as ever. Tests of what the network can do to
+//! a server use a real socket.
+
+// A test that cannot go on ends where it is.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod catalogue;
+mod checkpoint;
+mod cluster;
+mod commit;
+mod hostile;
+mod lease;
+mod limits;
+mod questions;
+mod resolve;
+mod stream;
+mod support;
+mod tail;
+mod wait;

@@ -1,0 +1,116 @@
+//! The command line as people see it: every command's help, output, errors and exit codes, as console sessions in
+//! Markdown.
+//!
+//! `TRYCMD=overwrite cargo test -p fencepost-server --test cli` writes down what is said now; what differs from run to run
+//! (times, ports, ids) is then to be replaced by `[..]` again.
+
+// A test that cannot go on ends where it is.
+#![allow(clippy::unwrap_used)]
+// The sessions are files, and no store's.
+#![allow(clippy::disallowed_methods)]
+
+#[allow(dead_code)] // Shared with the tests of processes, which use all of it.
+#[path = "../process/support.rs"]
+mod support;
+
+use fencepost_client::{Checkpoint, Commit, Resume, Takeover};
+use tokio::runtime::Runtime;
+use trycmd::TestCases;
+
+use self::support::Server;
+
+/// The sessions run in surroundings that are the same everywhere.
+fn sessions() -> TestCases {
+    let sessions = TestCases::new();
+    sessions.register_bin("fencepost", std::path::Path::new(env!("CARGO_BIN_EXE_fencepost")));
+    sessions.env("COLUMNS", "100").env("USER", "ada").env("NO_COLOR", "1");
+    sessions
+}
+
+/// A server with a little of everything.
+struct Seeded {
+    server: Server,
+    /// Drives the server's process; lives as long as that.
+    _runtime: Runtime,
+}
+
+impl Seeded {
+    fn start() -> Seeded {
+        let runtime = Runtime::new().unwrap();
+        let server = runtime.block_on(async {
+            let server = Server::start().await;
+            seed(&server).await;
+            server
+        });
+        Seeded { server, _runtime: runtime }
+    }
+
+    fn sessions(&self) -> TestCases {
+        let sessions = sessions();
+        sessions.env("FENCEPOST_ENDPOINT", self.server.endpoint());
+        sessions.env(
+            "FENCEPOST_DATA_DIR",
+            self.server.data_dir().to_str().expect("a temporary directory has a plain name"),
+        );
+        sessions
+    }
+}
+
+/// Two branches of orders move together and one of them on; clicks were begun, given back and taken again; nothing was
+/// committed for events yet.
+async fn seed(server: &Server) {
+    let client = server.client().await;
+    let fresh = |holder: &str| Resume::new(holder).ttl(std::time::Duration::from_hours(1)).start_fresh();
+    let orders = client.pipeline("prod/orders");
+    let jfk = orders.branch("jfk").resume(fresh("loader-1")).await.unwrap();
+    let lhr = orders.branch("lhr").resume(fresh("loader-2")).await.unwrap();
+    let first =
+        Checkpoint::at("offset=100").state("total=7").rows_in(10).rows_out(9).rows_dead(1).schema(vec![0xab; 4]);
+    let both = [(&jfk, first), (&lhr, Checkpoint::at("offset=40"))];
+    Commit::of(both).id("load-2026-11-20").send().await.unwrap();
+    let second = Checkpoint::at("offset=200").state(vec![b'x'; 300]);
+    Commit::of([(&jfk, second)]).id("load-2026-11-21").send().await.unwrap();
+    let clicks = client.pipeline("test/clicks").branch("main");
+    let worker = clicks.resume(fresh("loader-3")).await.unwrap();
+    Commit::of([(&worker, Checkpoint::at(vec![0, 1, 254]))]).id("first").send().await.unwrap();
+    worker.release().await.unwrap();
+    let again = fresh("loader-4").takeover(Takeover::Force).reason("a drill");
+    clicks.resume(again).await.unwrap().release().await.unwrap();
+    client.pipeline("test/events").branch("main").resume(fresh("loader-5")).await.unwrap();
+}
+
+#[test]
+fn every_command_explains_itself() {
+    sessions().case("../tests/cli/help.md");
+}
+
+#[test]
+fn what_is_wrong_is_said_with_the_way_out() {
+    sessions().case("../tests/cli/errors.md");
+}
+
+#[test]
+fn a_store_can_be_looked_at_as_tables_and_as_json() {
+    let seeded = Seeded::start();
+    seeded.sessions().case("../tests/cli/tables.md").case("../tests/cli/json.md");
+}
+
+#[test]
+fn what_is_not_there_is_said_with_an_exit_code_of_its_own() {
+    let seeded = Seeded::start();
+    seeded.sessions().case("../tests/cli/not-found.md");
+}
+
+#[test]
+fn leases_are_given_back_and_taken_by_hand() {
+    let seeded = Seeded::start();
+    seeded.sessions().case("../tests/cli/leases.md");
+}
+
+#[test]
+fn the_readme_shows_what_happens() {
+    const README: &str = "../README.md";
+    if std::fs::read_to_string(README).is_ok_and(|text| text.contains("```console")) {
+        Seeded::start().sessions().case(README);
+    }
+}
