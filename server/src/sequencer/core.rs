@@ -107,7 +107,7 @@ impl Core {
                 self.batch.answers.push(answer);
             }
             Work::Hurry => self.hurry(),
-            Work::Wake | Work::Stop => {}
+            Work::Stop => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! The thread of the sequencer: queue in, log and outbox out.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use fencepost::Reason;
@@ -29,7 +29,6 @@ pub(super) struct Driver {
     pub(super) log: Arc<Log>,
     pub(super) config: SequencerConfig,
     pub(super) requests: Receiver<Work>,
-    pub(super) queue: Sender<Work>,
     pub(super) failed: watch::Sender<Option<Refusal>>,
 }
 
@@ -37,6 +36,10 @@ impl Driver {
     pub(super) fn run(mut self) {
         let mut stopping = false;
         while !stopping {
+            // While the log has enough to do, what comes in is left in the queue: it is decided together, and nobody is
+            // woken for each.
+            self.outbox.wait_below(ENTRIES_IN_FLIGHT_MAX);
+            self.hand_over();
             let Some(drained) = self.drain() else { break };
             self.core.look_at_clock(self.log.stalled_for() > DISK_STALL);
             // Whoever said in time that it is there must not lose its branch to somebody behind it in the queue.
@@ -104,14 +107,12 @@ impl Driver {
         }
         let Some((entry, index, answers)) = self.core.take_batch() else { return };
         self.outbox.put(index, answers);
-        let (outbox, queue, failed) = (Arc::clone(&self.outbox), self.queue.clone(), self.failed.clone());
+        let (outbox, failed) = (Arc::clone(&self.outbox), self.failed.clone());
         self.log.append(entry, move |result| {
             outbox.advance(result.map_err(|error| error.to_string()));
             if let Some(failure) = outbox.failure() {
                 failed.send_replace(Some(failure));
             }
-            // If the sequencer is gone nobody waits for progress.
-            let _ = queue.send(Work::Wake);
         });
     }
 
@@ -135,7 +136,7 @@ pub(super) fn refuse(work: Work) {
         Work::Resume(waiter) => drop(waiter.reply.send(Err(shutting_down()))),
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => {}
+        Work::Read(_) | Work::Hurry | Work::Stop => {}
     }
 }
 

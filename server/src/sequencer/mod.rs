@@ -150,8 +150,6 @@ enum Work {
         reply: oneshot::Sender<Result<Released, Refusal>>,
     },
     Read(ReadWork),
-    /// The log made progress.
-    Wake,
     /// Refuse those who wait for leases, and let nobody wait any more.
     Hurry,
     /// Decide what is queued, then end.
@@ -164,7 +162,7 @@ impl Work {
         match self {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
-            Work::KeepAlive { .. } | Work::Read(_) | Work::Wake | Work::Hurry | Work::Stop => 0,
+            Work::KeepAlive { .. } | Work::Read(_) | Work::Hurry | Work::Stop => 0,
         }
     }
 }
@@ -203,7 +201,8 @@ impl SequencerThread {
 }
 
 impl Sequencer {
-    /// Starts the thread on a state that has taken in everything in the log.
+    /// Starts the thread on a state that has taken in everything in the log. Answers are delivered on the Tokio runtime
+    /// that this is called in.
     pub fn start(
         state: State,
         index: Index,
@@ -223,13 +222,14 @@ impl Sequencer {
             failed,
         });
         let last_index = log.last_index();
+        let (outbox, ready) = Outbox::new(last_index);
+        tokio::spawn(outbox::deliver(ready));
         let driver = Driver {
             core: Core::new(state, index, last_index, clock, counters),
-            outbox: Arc::new(Outbox::new(last_index)),
+            outbox: Arc::new(outbox),
             log,
             config,
             requests,
-            queue: queue.clone(),
             failed: failed_sender,
         };
         let thread = std::thread::Builder::new().name("sequencer".to_owned()).spawn(move || driver.run())?;

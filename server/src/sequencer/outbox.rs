@@ -8,27 +8,56 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use fencepost::{LogIndex, Reason};
+use tokio::sync::mpsc;
 
 use super::reply::Answer;
 use crate::error::Refusal;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
     inner: Mutex<Inner>,
     progress: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     proposed: LogIndex,
     durable: LogIndex,
     failure: Option<Refusal>,
     waiting: VecDeque<(LogIndex, Vec<Answer>)>,
+    ready: mpsc::UnboundedSender<Ready>,
+}
+
+/// Answers whose time has come, and the failure of the log if it failed.
+#[derive(Debug)]
+pub(super) struct Ready {
+    answers: Vec<Answer>,
+    failure: Option<Refusal>,
+}
+
+impl Ready {
+    /// Sends each to its caller.
+    pub(super) fn deliver(self) {
+        for answer in self.answers {
+            answer.deliver(self.failure.as_ref());
+        }
+    }
+}
+
+/// Delivers what is ready until nothing more can come. One task does it, so that the log's thread wakes one task for all
+/// answers of an entry and not one for each; that task wakes the others where it costs little.
+pub(super) async fn deliver(mut ready: mpsc::UnboundedReceiver<Ready>) {
+    while let Some(ready) = ready.recv().await {
+        ready.deliver();
+    }
 }
 
 impl Outbox {
-    pub(super) fn new(durable: LogIndex) -> Outbox {
-        Outbox { inner: Mutex::new(Inner { proposed: durable, durable, ..Inner::default() }), progress: Condvar::new() }
+    /// An outbox, and where its answers come out.
+    pub(super) fn new(durable: LogIndex) -> (Outbox, mpsc::UnboundedReceiver<Ready>) {
+        let (ready, delivery) = mpsc::unbounded_channel();
+        let inner = Inner { proposed: durable, durable, failure: None, waiting: VecDeque::new(), ready };
+        (Outbox { inner: Mutex::new(inner), progress: Condvar::new() }, delivery)
     }
 
     /// Sends the answers once the entry at `index` is durable; at once if it is.
@@ -37,33 +66,25 @@ impl Outbox {
         inner.proposed = inner.proposed.max(index);
         if inner.failure.is_none() && index > inner.durable {
             inner.waiting.push_back((index, answers));
-            return;
+        } else {
+            inner.send(answers);
         }
-        let failure = inner.failure.clone();
-        drop(inner);
-        deliver(answers, failure.as_ref());
     }
 
     /// The log reached `index`, or failed for good.
     pub(super) fn advance(&self, result: Result<LogIndex, String>) {
         let mut inner = self.lock();
-        let ready = match result {
-            Ok(index) => {
-                inner.durable = inner.durable.max(index);
-                let ready = inner.waiting.partition_point(|(waits_for, _)| *waits_for <= index);
-                inner.waiting.drain(..ready).collect::<Vec<_>>()
-            }
+        match result {
+            Ok(index) => inner.durable = inner.durable.max(index),
             Err(failure) => {
                 inner.failure.get_or_insert_with(|| log_failed(&failure));
-                inner.waiting.drain(..).collect()
             }
-        };
-        let failure = inner.failure.clone();
+        }
+        while let Some((_, answers)) = inner.pop_ready() {
+            inner.send(answers);
+        }
         drop(inner);
         self.progress.notify_all();
-        for (_, answers) in ready {
-            deliver(answers, failure.as_ref());
-        }
     }
 
     /// Number of entries on their way to the disk.
@@ -90,6 +111,19 @@ impl Outbox {
     }
 }
 
+impl Inner {
+    /// The oldest answers, if nothing that they saw can be undone any more, or nothing more can become durable.
+    fn pop_ready(&mut self) -> Option<(LogIndex, Vec<Answer>)> {
+        let (durable, failed) = (self.durable, self.failure.is_some());
+        self.waiting.pop_front_if(|(waits_for, _)| failed || *waits_for <= durable)
+    }
+
+    /// If nobody delivers any more the answers are dropped, and each says so as it is.
+    fn send(&self, answers: Vec<Answer>) {
+        let _ = self.ready.send(Ready { answers, failure: self.failure.clone() });
+    }
+}
+
 /// What everybody is told once the log has failed.
 pub(super) fn log_failed(failure: &str) -> Refusal {
     let message = format!(
@@ -97,10 +131,4 @@ pub(super) fn log_failed(failure: &str) -> Refusal {
          once the server was restarted"
     );
     Refusal::new(Reason::LogFailed, message)
-}
-
-fn deliver(answers: Vec<Answer>, failure: Option<&Refusal>) {
-    for answer in answers {
-        answer.deliver(failure);
-    }
 }

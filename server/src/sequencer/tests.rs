@@ -195,21 +195,30 @@ fn lease_time_stands_still_while_the_server_or_its_disk_is_stalled() {
 
 #[test]
 fn an_answer_waits_for_the_newest_entry_that_it_could_have_seen() {
-    let outbox = Outbox::new(LogIndex(7));
+    let (outbox, mut ready) = Outbox::new(LogIndex(7));
     let put = |index| {
         let (reply, answer) = oneshot::channel();
         outbox.put(LogIndex(index), vec![Answer::once(reply, Ok(index))]);
         answer
     };
+    let mut deliver = || {
+        while let Ok(ready) = ready.try_recv() {
+            ready.deliver()
+        }
+    };
     let (mut seen, mut eighth, mut refused_after_it, mut ninth) = (put(7), put(8), put(8), put(9));
+    deliver();
     assert_eq!(seen.try_recv().unwrap(), Ok(7));
     assert!(eighth.try_recv().is_err());
     outbox.advance(Ok(LogIndex(8)));
+    deliver();
     assert_eq!((eighth.try_recv().unwrap(), refused_after_it.try_recv().unwrap()), (Ok(8), Ok(8)));
     assert!(ninth.try_recv().is_err());
     outbox.advance(Err("the disk is gone".to_owned()));
+    let mut later = put(9);
+    deliver();
     assert_eq!(ninth.try_recv().unwrap().unwrap_err().reason, Reason::LogFailed);
-    assert_eq!(put(9).try_recv().unwrap().unwrap_err().reason, Reason::LogFailed, "and so for ever");
+    assert_eq!(later.try_recv().unwrap().unwrap_err().reason, Reason::LogFailed, "and so for ever");
 }
 
 #[test]
