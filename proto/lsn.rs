@@ -28,7 +28,7 @@ impl fmt::Display for LogIndex {
 /// by compaction. Zero is before every fact.
 ///
 /// On the wire it is one integer, `index << 16 | ordinal`; people see `index.ordinal`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(u64);
 
 impl Lsn {
@@ -73,6 +73,13 @@ impl Lsn {
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.index(), self.ordinal())
+    }
+}
+
+/// As people see it, also in the errors of a program that prints them so.
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

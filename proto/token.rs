@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// (M. Kleppmann, "How to do distributed locking", 2016).
 ///
 /// People see `g1.e42`. Zero was never granted to anybody.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(u64);
 
 impl Token {
@@ -49,6 +49,13 @@ impl Token {
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "g{}.e{}", self.generation(), self.epoch())
+    }
+}
+
+/// As people see it, also in the errors of a program that prints them so.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

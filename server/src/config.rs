@@ -65,7 +65,7 @@ impl Config {
             }
             Err(ConfigError { setting, value, expected: format!("{min} to {max}") })
         };
-        bound("request_bytes_max", self.request_bytes_max as u64, 64 << 10, 64 << 20)?;
+        bound("request_bytes_max", self.request_bytes_max as u64, 2 << 20, 64 << 20)?;
         bound("batch_bytes_max", self.batch_bytes_max as u64, 4 << 10, 16 << 20)?;
         let entry_bytes_max = self.entry_bytes_max() as u64;
         bound("segment_bytes", self.segment_bytes, 2 * entry_bytes_max, (4 << 30) - 512)?;

@@ -20,7 +20,7 @@ const PREFACE_TIME: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long accepting rests when the system has no more sockets to give.
-const NO_SOCKETS: Duration = Duration::from_millis(100);
+const NO_SOCKETS: Duration = Duration::from_secs(1);
 
 /// The connections of a listener, ready to be served. Accepting ends when the stream is dropped.
 pub fn accept(listener: TcpListener, connections_max: usize) -> impl Stream<Item = io::Result<Connection>> + use<> {
@@ -36,7 +36,7 @@ pub fn accept(listener: TcpListener, connections_max: usize) -> impl Stream<Item
             match accepted {
                 Ok((socket, _)) => drop(tokio::spawn(await_preface(socket, permit, ready.clone()))),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "a connection could not be accepted: allow more open files (ulimit -n), or lower connections_max");
                     tokio::time::sleep(NO_SOCKETS).await;
                 }
             }

@@ -10,6 +10,7 @@ use fencepost::log::v1::{ClusterCreated, Fact};
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tower::util::MapResponseLayer;
@@ -69,6 +70,11 @@ pub enum ServerError {
     /// The transport gave up.
     #[error("the server stopped accepting connections: {0}")]
     Transport(#[from] tonic::transport::Error),
+    /// A part of the server panicked; the panic was reported where it happened.
+    #[error(
+        "a part of the server panicked, so it stopped; everything that was acknowledged is on disk: start it again"
+    )]
+    Panicked,
     /// The log failed while serving.
     #[error("{}", .0.message)]
     LogFailed(Refusal),
@@ -135,10 +141,10 @@ impl Server {
             .serve_with_incoming_shutdown(connections, async { drop(stopped.await) });
         let mut serving = tokio::spawn(serving);
 
-        let served = tokio::select! {
-            () = stop => None,
-            () = failure(&mut failed) => None,
-            ended = &mut serving => Some(ended),
+        let end = tokio::select! {
+            () = stop => End::Asked,
+            () = failure(&mut failed) => End::Failed,
+            ended = &mut serving => End::Transport(ended),
         };
         for service in service::SERVICES {
             health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
@@ -147,17 +153,18 @@ impl Server {
         self.backend.sequencer.hurry();
         // A receiver that is gone has stopped already.
         let _ = stop_sender.send(());
-        let ended = match served {
-            Some(ended) => Some(ended),
-            None => tokio::time::timeout(GRACE, &mut serving).await.ok(),
-        };
+        if !matches!(end, End::Transport(_)) {
+            // Whoever is not done by then is cut off; what was acknowledged is durable.
+            let _ = tokio::time::timeout(GRACE, &mut serving).await;
+        }
         serving.abort();
         let failure = failed.borrow().clone();
         self.close().await;
-        match (failure, ended) {
+        match (failure, end) {
             (Some(failure), _) => Err(ServerError::LogFailed(failure)),
-            (None, Some(Ok(result))) => Ok(result?),
-            (None, _) => Ok(()),
+            (None, End::Asked) => Ok(()),
+            (None, End::Transport(Ok(Err(cause)))) => Err(cause.into()),
+            (None, End::Failed | End::Transport(_)) => Err(ServerError::Panicked),
         }
     }
 
@@ -175,6 +182,16 @@ impl Server {
             Err(_) => tracing::error!("the disk does not answer: leaving without closing the log"),
         }
     }
+}
+
+/// Why serving ended.
+enum End {
+    /// Somebody asked for it.
+    Asked,
+    /// The log has failed, or the sequencer is gone.
+    Failed,
+    /// Nobody listens any more.
+    Transport(Result<Result<(), tonic::transport::Error>, JoinError>),
 }
 
 /// Done when the log has failed, or when the sequencer is gone, which only a panic brings about.
@@ -205,6 +222,10 @@ fn create_cluster(log: &Log, config: &Config, clock: &Clock) -> Result<(), Serve
         .push_with(fact.encoded_len(), |buffer| fact.encode(buffer).expect("a growing buffer has room for every fact"));
     let (done_sender, done) = std::sync::mpsc::channel();
     log.append(entry.finish(LogIndex::ZERO, 0), Box::new(move |result| drop(done_sender.send(result))));
+    let (dir, cluster_id) = (config.data_dir.display(), log.log_id());
+    tracing::warn!(
+        "made a new, empty store in {dir}: cluster {cluster_id}. If it should have had data, stop and look for it"
+    );
     let result = done.recv().expect("the log answers every append");
     result.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
 }

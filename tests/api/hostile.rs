@@ -391,7 +391,7 @@ async fn a_stream_whose_answers_nobody_reads_holds_nobody_up() {
 #[tokio::test]
 async fn more_than_the_server_takes_in_hand_is_refused_and_passes() {
     let server = Loopback::start_with(|config| {
-        (config.request_bytes_max, config.in_flight_bytes_max) = (64 << 10, 64 << 10);
+        (config.request_bytes_max, config.in_flight_bytes_max) = (2 << 20, 2 << 20);
     })
     .await;
     let client = server.client().await;
@@ -402,7 +402,7 @@ async fn more_than_the_server_takes_in_hand_is_refused_and_passes() {
     let commits = fencepost::v1::commit_service_client::CommitServiceClient::new(server.channel().await);
     let large = |i: usize, sequence: u64| {
         let mut request = commit(&format!("shard-{i}"), tokens[i], sequence);
-        request.branches[0].checkpoint.as_mut().unwrap().state = vec![1; 30 << 10].into();
+        request.branches[0].checkpoint.as_mut().unwrap().state = vec![1; 900 << 10].into();
         request
     };
     let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -76,11 +76,36 @@ async fn a_retried_resume_gets_the_same_token() {
     let first = store.resume(request.clone()).await.unwrap();
     let again = store.resume(request.clone()).await.unwrap();
     assert_eq!((again.token, again.ttl_ms), (first.token, first.ttl_ms));
+    assert_eq!(again.predecessor, first.predecessor, "a retry is answered as the first attempt was");
     // Another request of the same holder is another process.
     refusal(&store.resume(resume("main")).await.unwrap_err(), Reason::LeaseHeld);
     // A retry that comes after a successor was granted must not get the branch back.
     store.resume(force("loader-2", "main")).await.unwrap();
-    refusal(&store.resume(request).await.unwrap_err(), Reason::LeaseHeld);
+    refusal(&store.resume(request).await.unwrap_err(), Reason::Fenced);
+}
+
+#[tokio::test]
+async fn one_release_hands_the_branch_to_one_of_many_who_share_a_name() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let request = ResumeRequest {
+                takeover: Takeover::SameHolder.into(),
+                wait_ms: 3_600_000,
+                ..resume_as("loader-2", "main")
+            };
+            let mut leases = store.leases();
+            tokio::spawn(async move { leases.resume(request).await })
+        })
+        .collect();
+    store.settle().await;
+    store.leases().release(release("main", token)).await.unwrap();
+    // Whoever asks now is decided after all who waited.
+    refusal(&store.resume(resume_as("loader-3", "main")).await.unwrap_err(), Reason::LeaseHeld);
+    let granted = store.facts(TailRequest::default()).await.unwrap().len();
+    assert_eq!(granted, 4, "created, granted, released, granted");
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use fencepost::LogIndex;
+use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::sim::SimDisk;
-use fencepost_server::log::{Tail, verify};
+use fencepost_server::log::{Inspector, Tail, verify};
 
 use crate::workload::{dir, open, payloads, run, segment};
 
@@ -121,5 +121,30 @@ fn verify_names_the_damaged_frame_and_the_entries_in_it() {
         let lost = damage.indexes.clone().unwrap();
         let found: u64 = report.segments.iter().map(|segment| segment.entries).sum();
         assert_eq!(found + lost.clone().count() as u64, last, "byte {at}: {lost:?} lost, {found} found of {last}");
+    }
+}
+
+/// Remembers what it was shown.
+#[derive(Default)]
+struct Witness(Vec<Lsn>);
+
+impl Inspector for Witness {
+    fn fact(&mut self, lsn: Lsn, _payload: &[u8]) -> Result<(), String> {
+        self.0.push(lsn);
+        Ok(())
+    }
+}
+
+#[test]
+fn verify_shows_each_fact_once_and_in_order_whatever_is_damaged() {
+    let (disk, _) = log_of_three_segments();
+    for number in 1..=3 {
+        for at in (512..entries_end(&disk, &segment(number))).step_by(3) {
+            let image = disk.fork();
+            image.damage(&segment(number), at, disk.bytes(&segment(number)).unwrap()[at] ^ 0x10);
+            let mut witness = Witness::default();
+            verify(&image, &dir(), &mut witness).unwrap();
+            assert!(witness.0.is_sorted_by(|before, after| before < after), "segment {number}, byte {at}");
+        }
     }
 }

@@ -62,7 +62,7 @@ impl From<ServerError> for CliError {
     fn from(error: ServerError) -> CliError {
         let code = match &error {
             ServerError::Config(_) => exit::CONFIG,
-            ServerError::LogFailed(_) => exit::IN_DOUBT,
+            ServerError::LogFailed(_) | ServerError::Panicked => exit::IN_DOUBT,
             ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
             ServerError::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
             ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,

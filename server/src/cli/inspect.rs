@@ -6,7 +6,7 @@ use fencepost_client::{Client, StoredCheckpoint};
 use serde_json::json;
 
 use super::error::CliError;
-use super::output::{Cell, Output, readable, write_raw};
+use super::output::{Cell, Output, hex, readable, write_raw};
 
 #[derive(Args)]
 pub(crate) struct Pipelines {
@@ -78,6 +78,10 @@ pub(super) async fn status(client: &Client, output: &Output) -> Result<(), CliEr
 
 impl Pipelines {
     pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        let none = match self.prefix.as_str() {
+            "" => "no pipelines yet: 'fencepost run' or a client makes the first".to_owned(),
+            prefix => format!("no pipeline's name begins with '{prefix}'"),
+        };
         let pipelines = client.pipelines(self.prefix).all().await?;
         let rows = pipelines.into_iter().map(|pipeline| {
             vec![
@@ -89,7 +93,7 @@ impl Pipelines {
             ]
         });
         let columns = ["pipeline", "branches", "leases", "commits", "last_commit"];
-        output.rows(&columns, rows.collect(), "no pipelines yet: 'fencepost run' or a client makes the first")
+        output.rows(&columns, rows.collect(), &none)
     }
 }
 
@@ -163,12 +167,15 @@ const STATE_SHOWN_MAX: usize = 200;
 
 fn print_checkpoint(checkpoint: &StoredCheckpoint, output: &Output) -> Result<(), CliError> {
     let integrity = checkpoint.integrity().cloned().unwrap_or_default();
-    let state = readable(checkpoint.state());
+    let state = checkpoint.state();
     let shown = if state.len() > STATE_SHOWN_MAX {
-        let start: String = state.chars().take(STATE_SHOWN_MAX).collect();
-        format!("{start}... (all of it: --state)")
+        // A character that the cut divides is left out.
+        let start = &state[..STATE_SHOWN_MAX];
+        let whole = std::str::from_utf8(start).map_or_else(|error| error.valid_up_to(), str::len);
+        let start = if whole + 4 > STATE_SHOWN_MAX { &start[..whole] } else { start };
+        format!("{}... (all of it: --state)", readable(start))
     } else {
-        state.clone()
+        readable(state)
     };
     output.record(vec![
         ("pipeline", Cell::text(checkpoint.pipeline())),
@@ -180,15 +187,12 @@ fn print_checkpoint(checkpoint: &StoredCheckpoint, output: &Output) -> Result<()
         ("commit_id", Cell::text(checkpoint.commit_id())),
         ("position", Cell::opaque(checkpoint.position())),
         ("size_bytes", Cell::bytes(checkpoint.state_bytes())),
-        ("state", Cell::text(shown).with_value(json!(state))),
+        ("state", Cell::text(shown).with_value(if output.is_json() { json!(readable(state)) } else { json!(null) })),
         ("payload_crc32", Cell::text(format!("{:08x}", checkpoint.payload_crc32().unwrap_or(0)))),
         ("rows_in", Cell::optional(integrity.rows_in)),
         ("rows_out", Cell::optional(integrity.rows_out)),
         ("rows_filtered", Cell::optional(integrity.rows_filtered)),
         ("rows_dead", Cell::optional(integrity.rows_dead)),
-        (
-            "schema",
-            Cell::text(integrity.schema_fingerprint.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-        ),
+        ("schema", Cell::text(hex(&integrity.schema_fingerprint))),
     ])
 }

@@ -63,7 +63,8 @@ impl Lease {
                     .start_fresh()
                     .soft();
                 let worker = client.pipeline(&pipeline).branch(&branch).resume(resume).await?;
-                let fenced = worker.predecessor().cloned();
+                // Who had released the branch before was not fenced by this.
+                let fenced = worker.predecessor().filter(|holder| holder.silent.is_some()).cloned();
                 let (token, sequence) = (worker.token(), worker.sequence());
                 worker.release().await?;
                 output.record(vec![

@@ -29,7 +29,7 @@ use self::output::Output;
 /// A pipeline that saves its progress in Fencepost resumes, after any crash, at exactly the last commit that was
 /// acknowledged, and no worker that has been replaced can ever move that progress again.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_long_help = exit::HELP)]
+#[command(name = "fencepost", version, max_term_width = 100, after_long_help = exit::HELP)]
 struct Cli {
     #[command(flatten)]
     common: Common,

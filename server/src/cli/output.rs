@@ -151,8 +151,14 @@ pub(super) fn readable(bytes: &[u8]) -> String {
     let is_binary = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(is_binary) => text.replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t"),
-        _ => bytes.iter().fold("0x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
+        _ => format!("0x{}", hex(bytes)),
     }
+}
+
+/// Two digits for each byte.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
 /// A time as RFC 3339, in UTC, to the millisecond.

@@ -29,8 +29,8 @@ pub(crate) enum LogFormat {
 
 /// Run a server on a data directory.
 ///
-/// Every setting can be a flag, an environment variable, or a key of the file; the first of these that is there counts.
-/// When the server is ready it prints its address to standard output. SIGTERM stops it; kill -9 is safe at any moment.
+/// Every setting of the store can be a flag, an environment variable, or a key of the file; the first of these that is
+/// there counts. (How the server logs is a flag or a variable only.) When the server is ready it prints its address to standard output. SIGTERM stops it; kill -9 is safe at any moment.
 #[derive(Args)]
 pub(crate) struct Serve {
     /// A TOML file with settings, by the names of the flags with underscores.
@@ -125,7 +125,12 @@ async fn serve(config: Config, output: &Output) -> Result<(), CliError> {
     // The address first: a port that is taken is told at once, not after the log was replayed.
     let (listen, connections_max, data_dir) = (config.listen, config.connections_max, config.data_dir.clone());
     let listener = TcpListener::bind(listen).await.map_err(|cause| {
-        CliError::io(format_args!("listening on {listen} (is another server there? --listen takes another)"), cause)
+        let hint = match cause.kind() {
+            std::io::ErrorKind::AddrInUse => ": another server is there; --listen takes another address",
+            std::io::ErrorKind::AddrNotAvailable => ": this machine does not have that address",
+            _ => "",
+        };
+        CliError::io(format_args!("cannot listen on {listen}{hint}"), cause)
     })?;
     let address = listener.local_addr().map_err(|cause| CliError::io("reading the own address", cause))?;
     let stop = stop_signal().map_err(|cause| CliError::io("listening for signals", cause))?;

@@ -36,7 +36,7 @@ impl Verify {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         let mut replay = Replay { state: State::default(), last: Lsn::ZERO, is_sound: true, facts: 0, bar };
         let report = log::verify(&RealDisk, &dir, &mut replay).map_err(|error| {
-            CliError::new(exit::UNAVAILABLE, format!("{error}; is {} a data directory?", self.data_dir.display()))
+            CliError::new(exit::NOT_FOUND, format!("{error}; is {} a data directory?", self.data_dir.display()))
         })?;
         replay.bar.finish_and_clear();
         print(&report, output)?;

@@ -210,6 +210,12 @@ impl Board {
         self.room.notify_all();
     }
 
+    /// There will be no writer.
+    pub(super) fn abandon(&self) {
+        self.state().ended = true;
+        self.close();
+    }
+
     fn now_nanos(&self) -> u64 {
         self.clock.now().since(Monotonic::default()).as_nanos() as u64 + 1
     }
@@ -309,7 +315,7 @@ impl Board {
 
     /// What the preparer's thread does.
     pub(super) fn prepare(&self, disk: &dyn Disk, dir: &Path) {
-        let mut prepared_last = 0;
+        let (mut prepared_last, mut has_failed) = (0, false);
         let mut state = self.state();
         loop {
             if state.ended {
@@ -327,11 +333,16 @@ impl Board {
             state.stage = match outcome {
                 Ok(prepared) => {
                     prepared_last = number;
+                    if std::mem::take(&mut has_failed) {
+                        tracing::info!("the next segment of the log is ready: there is room again");
+                    }
                     Stage::Ready(prepared)
                 }
                 Err(failed) => {
                     let reason = format!("cannot {} {}: {}", failed.action, failed.path.display(), failed.source);
-                    tracing::warn!("the next segment of the log is not ready: {reason}");
+                    if !std::mem::replace(&mut has_failed, true) {
+                        tracing::warn!("the next segment of the log is not ready, trying again every second: {reason}");
+                    }
                     Stage::Failed { at: self.clock.now(), reason }
                 }
             };

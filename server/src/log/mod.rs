@@ -153,7 +153,9 @@ impl Log {
         let preparer = move || board.prepare(&*catalog.disk, &catalog.dir);
         lock(&self.threads).push(thread::Builder::new().name("log-prepare".into()).spawn(preparer)?);
         let board = Arc::clone(&self.board);
-        lock(&self.threads).push(thread::Builder::new().name("log-write".into()).spawn(move || board.write(writer))?);
+        let writing = thread::Builder::new().name("log-write".into()).spawn(move || board.write(writer));
+        // Without a writer nobody else would end the other thread.
+        lock(&self.threads).push(writing.inspect_err(|_| self.board.abandon())?);
         Ok(())
     }
 

@@ -122,7 +122,7 @@ pub fn verify(disk: &dyn Disk, dir: &Path, inspector: &mut dyn Inspector) -> Res
         };
         report.log_id.get_or_insert(header.identity.log_id);
         let path = segment::path(dir, *number);
-        let mut inspection = Inspection { path, file, header, inspector, damage: &mut report.damage };
+        let mut inspection = Inspection { path, file, header, inspector, damage: &mut report.damage, shown: Lsn::ZERO };
         let looked = if newest {
             let (looked, tail) = inspection.newest()?;
             report.tail = tail;
@@ -143,6 +143,8 @@ struct Inspection<'a> {
     header: SegmentHeader,
     inspector: &'a mut dyn Inspector,
     damage: &'a mut Vec<Damage>,
+    /// The last fact that was shown. The end of the log is looked at several times, each fact is shown once.
+    shown: Lsn,
 }
 
 impl Inspection<'_> {
@@ -180,7 +182,7 @@ impl Inspection<'_> {
         let mut looks = 0;
         loop {
             let before = survey.end();
-            let run = survey.run(&mut show(self.inspector, self.damage, &self.path));
+            let run = survey.run(&mut show(self.inspector, self.damage, &mut self.shown, &self.path));
             let verdict = run.map_err(recovery::io_error("read", &self.path))?;
             looks = if survey.end() > before { 1 } else { looks + 1 };
             if !matches!(verdict, Verdict::Corrupt(..)) || looks == LOOKS_MAX {
@@ -208,7 +210,7 @@ impl Inspection<'_> {
         let mut table = Table::new(self.header.first_index);
         let mut facts = 0;
         loop {
-            let stepped = walk.step(&mut show(self.inspector, self.damage, &self.path));
+            let stepped = walk.step(&mut show(self.inspector, self.damage, &mut self.shown, &self.path));
             let bad = match stepped.map_err(recovery::io_error("read", &self.path))? {
                 Step::Entry(found) => {
                     table.push(found.index, found.offset);
@@ -297,9 +299,14 @@ impl Inspection<'_> {
 fn show<'a>(
     inspector: &'a mut dyn Inspector,
     damage: &'a mut Vec<Damage>,
+    shown: &'a mut Lsn,
     path: &'a Path,
 ) -> impl FnMut(Lsn, &[u8], u64) + 'a {
     move |lsn, payload, offset| {
+        if lsn <= *shown {
+            return;
+        }
+        *shown = lsn;
         if let Err(what) = inspector.fact(lsn, payload) {
             let what = format!("fact {lsn} is whole and makes no sense: {what}");
             let indexes = Some(lsn.index().0..=lsn.index().0);

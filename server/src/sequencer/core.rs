@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef, OnMissing};
+use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef};
 use fencepost::{LogIndex, Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{Branch, Commit, CommitVerdict, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -107,7 +107,7 @@ impl Core {
                 self.batch.answers.push(answer);
             }
             Work::Hurry => self.hurry(),
-            Work::Stop => {}
+            Work::Nudge | Work::Stop => {}
         }
     }
 
@@ -161,10 +161,10 @@ impl Core {
     }
 
     fn judge_commit(&mut self, commit: Commit) -> Result<CommitDone, Refusal> {
-        self.check_space()?;
         match self.view.state.evaluate_commit(commit, self.clock.wall_ms())? {
             CommitVerdict::AlreadyApplied(lsn) => Ok(CommitDone { lsn, already: true, seen: self.seen() }),
             CommitVerdict::Apply(committed) => {
+                self.check_space()?;
                 for branch in &committed.branches {
                     self.view.leases.hear(Token::from_u64(branch.token));
                 }
@@ -174,7 +174,24 @@ impl Core {
         }
     }
 
-    fn resume(&mut self, waiter: Waiter) {
+    /// Decides a request for a branch; one that came just now after those who wait for the branch already.
+    fn resume(&mut self, mut waiter: Waiter) {
+        if waiter.arrived.is_none() {
+            waiter.arrived = Some(self.seen());
+            let request = &waiter.resume.request;
+            self.serve(&request.pipeline.clone(), &request.branch.clone());
+        }
+        self.decide_resume(waiter);
+    }
+
+    /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
+    fn serve(&mut self, pipeline: &str, branch: &str) {
+        for waiter in self.waiters.take(pipeline, branch) {
+            self.decide_resume(waiter);
+        }
+    }
+
+    fn decide_resume(&mut self, waiter: Waiter) {
         if waiter.reply.is_closed() {
             return;
         }
@@ -182,16 +199,17 @@ impl Core {
         let present = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::lease);
         let present = present.map(|grant| grant.token);
         let silent = present.map_or_else(Default::default, |token| self.view.leases.silent(token));
-        let verdict = self.view.state.evaluate_resume(&waiter.resume, ResumeTiming { silent });
-        let result = match verdict {
-            Ok(ResumeVerdict::Held { .. }) if self.clock.now() < waiter.deadline => {
-                if !self.is_stopping {
-                    return self.waiters.add(waiter);
-                }
-                Err(shutting_down())
+        let timing = ResumeTiming { silent, arrived: waiter.arrived.unwrap_or_else(|| self.seen()) };
+        let result = match self.view.state.evaluate_resume(&waiter.resume, timing) {
+            Ok(ResumeVerdict::Held(_)) if self.clock.now() < waiter.deadline && !self.is_stopping => {
+                return self.waiters.add(waiter);
             }
-            Ok(ResumeVerdict::Held { refusal, .. }) | Err(refusal) => Err(refusal),
-            Ok(ResumeVerdict::Repeat(token)) => Ok(self.granted(&waiter.resume, token)),
+            Ok(ResumeVerdict::Held(_)) if self.clock.now() < waiter.deadline => Err(shutting_down()),
+            Ok(ResumeVerdict::Held(remaining)) => Err(self.view.state.lease_held(&waiter.resume, remaining)),
+            Ok(ResumeVerdict::Repeat(token)) => {
+                self.view.leases.hear(token);
+                Ok(self.granted(&waiter.resume, token))
+            }
             Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
                 let token = Token::from_u64(granted.token);
                 if let Some(present) = present {
@@ -199,27 +217,22 @@ impl Core {
                 }
                 self.view.leases.hear(token);
                 self.counters.grant();
-                let (holder, previous) = (granted.previous_holder.clone(), granted.previous_token);
-                let silent_ms = granted.previous_silent_ms;
                 self.record(Kind::LeaseGranted(granted));
-                let mut answer = self.granted(&waiter.resume, token);
-                answer.predecessor =
-                    (previous != 0).then_some(fencepost::v1::Predecessor { holder, token: previous, silent_ms });
-                answer
+                self.granted(&waiter.resume, token)
             }),
+            Err(refusal) => Err(refusal),
         };
         self.answer(waiter.reply, result);
     }
 
     fn granted(&self, resume: &Resume, token: Token) -> Granted {
         let branch = self.view.state.branch(&resume.request.pipeline, &resume.request.branch);
-        let ttl = branch.and_then(Branch::lease).map(|grant: &Grant| grant.ttl);
+        let grant = branch.and_then(Branch::lease);
         Granted {
             token,
-            ttl: ttl.unwrap_or_default(),
+            ttl: grant.map(|grant| grant.ttl).unwrap_or_default(),
+            lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
             head: branch.and_then(Branch::head),
-            fresh_allowed: resume.request.on_missing() == OnMissing::StartFresh,
-            predecessor: None,
             seen: self.seen(),
         }
     }
@@ -239,15 +252,13 @@ impl Core {
     }
 
     fn release(&mut self, cluster: Option<&ClusterRef>, lease: LeaseRef) -> Result<Released, Refusal> {
-        self.check_space()?;
         let token = Token::from_u64(lease.token);
-        let waited_for = (lease.pipeline.clone(), lease.branch.clone());
         if let Some(released) = self.view.state.evaluate_release(cluster, lease)? {
+            self.check_space()?;
             self.view.leases.forget(token);
+            let (pipeline, branch) = (released.pipeline.clone(), released.branch.clone());
             self.record(Kind::LeaseReleased(released));
-            for waiter in self.waiters.take(&waited_for) {
-                self.resume(waiter);
-            }
+            self.serve(&pipeline, &branch);
         }
         Ok(Released { seen: self.seen() })
     }

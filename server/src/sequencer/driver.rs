@@ -29,6 +29,7 @@ pub(super) struct Driver {
     pub(super) log: Arc<Log>,
     pub(super) config: SequencerConfig,
     pub(super) requests: Receiver<Work>,
+    pub(super) keepalives: Receiver<Work>,
     pub(super) failed: watch::Sender<Option<Refusal>>,
 }
 
@@ -42,10 +43,11 @@ impl Driver {
             self.hand_over();
             let Some(drained) = self.drain() else { break };
             self.core.look_at_clock(self.log.stalled_for() > DISK_STALL);
-            // Whoever said in time that it is there must not lose its branch to somebody behind it in the queue.
-            let (heard, rest): (Vec<_>, Vec<_>) =
-                drained.into_iter().partition(|work| matches!(work, Work::KeepAlive { .. }));
-            for work in heard.into_iter().chain(rest) {
+            // Whoever said in time that it is there must not lose its branch to somebody else in the queue.
+            while let Ok(keepalive) = self.keepalives.try_recv() {
+                self.decide(keepalive);
+            }
+            for work in drained {
                 stopping |= matches!(work, Work::Stop);
                 self.decide(work);
             }
@@ -107,6 +109,9 @@ impl Driver {
         }
         let Some((entry, index, answers)) = self.core.take_batch() else { return };
         self.outbox.put(index, answers);
+        if self.outbox.failure().is_some() {
+            return;
+        }
         let (outbox, failed) = (Arc::clone(&self.outbox), self.failed.clone());
         self.log.append(entry, move |result| {
             outbox.advance(result.map_err(|error| error.to_string()));
@@ -123,9 +128,7 @@ impl Driver {
         self.hand_over();
         self.outbox.wait_below(1);
         self.hand_over();
-        while let Ok(work) = self.requests.try_recv() {
-            refuse(work);
-        }
+        self.requests.try_iter().chain(self.keepalives.try_iter()).for_each(refuse);
     }
 }
 
@@ -136,7 +139,7 @@ pub(super) fn refuse(work: Work) {
         Work::Resume(waiter) => drop(waiter.reply.send(Err(shutting_down()))),
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Read(_) | Work::Hurry | Work::Stop => {}
+        Work::Read(_) | Work::Nudge | Work::Hurry | Work::Stop => {}
     }
 }
 

@@ -26,7 +26,7 @@ use std::sync::mpsc::{SendError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef, Predecessor};
+use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
 use fencepost::{Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -92,10 +92,8 @@ pub struct Granted {
     pub ttl: Duration,
     /// The resume point.
     pub head: Option<Head>,
-    /// Whether the caller said that it may start from nothing.
-    pub fresh_allowed: bool,
-    /// Who had the branch before.
-    pub predecessor: Option<Predecessor>,
+    /// Where the grant is in the log. It says who had the branch before.
+    pub lsn: Lsn,
     /// The newest fact when the answer was decided.
     pub seen: Lsn,
 }
@@ -150,6 +148,8 @@ enum Work {
         reply: oneshot::Sender<Result<Released, Refusal>>,
     },
     Read(ReadWork),
+    /// There is a keepalive in the other queue.
+    Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
     Hurry,
     /// Decide what is queued, then end.
@@ -162,7 +162,7 @@ impl Work {
         match self {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
-            Work::KeepAlive { .. } | Work::Read(_) | Work::Hurry | Work::Stop => 0,
+            Work::KeepAlive { .. } | Work::Read(_) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
 }
@@ -171,6 +171,8 @@ impl Work {
 #[derive(Clone)]
 pub struct Sequencer {
     queue: Sender<Work>,
+    /// Keepalives, which are counted before everything that came before them: a backlog must not expire leases.
+    keepalives: Sender<Work>,
     shared: Arc<Shared>,
 }
 
@@ -211,6 +213,7 @@ impl Sequencer {
         clock: Clock,
     ) -> std::io::Result<(Sequencer, SequencerThread)> {
         let (queue, requests) = channel();
+        let (keepalives, kept) = channel();
         let (failed_sender, failed) = watch::channel(None);
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
@@ -230,10 +233,11 @@ impl Sequencer {
             log,
             config,
             requests,
+            keepalives: kept,
             failed: failed_sender,
         };
         let thread = std::thread::Builder::new().name("sequencer".to_owned()).spawn(move || driver.run())?;
-        Ok((Sequencer { queue: queue.clone(), shared }, SequencerThread { queue, thread }))
+        Ok((Sequencer { queue: queue.clone(), keepalives, shared }, SequencerThread { queue, thread }))
     }
 
     /// The head of every answer.
@@ -278,12 +282,17 @@ impl Sequencer {
     /// Takes a branch, waiting up to `wait` for a lease that can be claimed.
     pub async fn resume(&self, resume: Resume, wait: Duration) -> Result<Granted, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
-        self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, reply }))).await
+        self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, arrived: None, reply }))).await
     }
 
     /// Says that holders are there.
     pub async fn keep_alive(&self, request: KeepAliveRequest) -> Result<KeptAlive, Refusal> {
-        self.ask(|reply| Work::KeepAlive { request, reply }).await
+        let (reply, answer) = oneshot::channel();
+        match self.keepalives.send(Work::KeepAlive { request, reply }) {
+            Ok(()) => self.send(Work::Nudge),
+            Err(SendError(work)) => refuse(work),
+        }
+        answered(answer).await
     }
 
     /// Gives a branch back.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fencepost::Lsn;
 use tokio::sync::oneshot;
 
 use super::Granted;
@@ -13,6 +14,8 @@ pub(super) struct Waiter {
     pub(super) resume: Resume,
     /// After this it is refused instead.
     pub(super) deadline: Monotonic,
+    /// The newest fact when it was decided for the first time.
+    pub(super) arrived: Option<Lsn>,
     pub(super) reply: oneshot::Sender<Result<Granted, Refusal>>,
 }
 
@@ -31,8 +34,11 @@ impl Waiters {
     }
 
     /// All that wait for one branch.
-    pub(super) fn take(&mut self, branch: &(String, String)) -> Vec<Waiter> {
-        self.0.remove(branch).unwrap_or_default()
+    pub(super) fn take(&mut self, pipeline: &str, branch: &str) -> Vec<Waiter> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        self.0.remove(&(pipeline.to_owned(), branch.to_owned())).unwrap_or_default()
     }
 
     /// All.

@@ -101,7 +101,7 @@ impl CheckpointService for Service {
         let (pipelines, seen) = sequencer
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
-                let matching = view.state.pipelines_after(&page_token).filter(|(name, _)| name.starts_with(&prefix));
+                let matching = view.state.pipelines_after(&page_token, &prefix);
                 Ok(matching.take(page_size).map(|(name, pipeline)| pipeline_info(name, pipeline)).collect::<Vec<_>>())
             })
             .await
@@ -177,7 +177,7 @@ fn branches(view: &View, request: &ListBranchesRequest, page_size: usize) -> Res
     if let Some(pipeline) = view.state.pipeline(last_pipeline) {
         found = of(last_pipeline, pipeline, last_branch);
     }
-    for (name, pipeline) in view.state.pipelines_after(last_pipeline) {
+    for (name, pipeline) in view.state.pipelines_after(last_pipeline, "") {
         if found.len() >= page_size {
             break;
         }

@@ -49,7 +49,7 @@ impl CommitService for Service {
         let unanswered = Arc::new(Semaphore::new(limits::STREAM_UNANSWERED_MAX));
         let (answers_in, answers) = mpsc::unbounded_channel();
         let (failure_in, failure) = mpsc::channel(1);
-        let inbound = Inbound {
+        let mut inbound = Inbound {
             sequencer: sequencer.clone(),
             sessions: HashMap::new(),
             answers: answers_in,
@@ -63,7 +63,7 @@ impl CommitService for Service {
                 let _ = failure_in.send(failed).await;
             }
         });
-        Ok(Response::new(Answers { sequencer, answers, failure, unanswered, buffer: Vec::new() }))
+        Ok(Response::new(Answers { sequencer, answers, failure, unanswered, buffer: Vec::new(), seen: Lsn::ZERO }))
     }
 
     async fn resolve_commit(
@@ -135,7 +135,7 @@ struct Inbound {
 
 impl Inbound {
     /// Ends with the stream, or when the server is about to stop; what was taken is still answered.
-    async fn run(mut self, mut commits: Streaming<CommitStreamRequest>) -> Result<(), Status> {
+    async fn run(&mut self, mut commits: Streaming<CommitStreamRequest>) -> Result<(), Status> {
         let mut stopping = self.stopping.clone();
         loop {
             let message = tokio::select! {
@@ -194,6 +194,8 @@ pub(super) struct Answers {
     failure: mpsc::Receiver<Status>,
     unanswered: Arc<Semaphore>,
     buffer: Vec<SessionAnswer>,
+    /// The newest fact that any answer of this stream saw.
+    seen: Lsn,
 }
 
 /// Answers in one message, at most.
@@ -204,18 +206,16 @@ impl Stream for Answers {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if let Poll::Ready(Some(failure)) = this.failure.poll_recv(context) {
-            return Poll::Ready(Some(Err(failure)));
-        }
         if ready!(this.answers.poll_recv_many(context, &mut this.buffer, ANSWERS_MAX)) == 0 {
-            return Poll::Ready(None);
+            // All that was taken is answered; why no more was taken comes last.
+            return Poll::Ready(ready!(this.failure.poll_recv(context)).map(Err));
         }
         this.unanswered.add_permits(this.buffer.len());
-        let mut seen = Lsn::ZERO;
+        let seen = &mut this.seen;
         let results = this.buffer.drain(..).map(|answer| {
             let result = match answer.result {
                 Ok(done) => {
-                    seen = seen.max(done.seen);
+                    *seen = done.seen.max(*seen);
                     session_result::Result::Committed(response(done, None))
                 }
                 Err(refusal) => session_result::Result::Refusal(message(refusal)),
@@ -223,7 +223,7 @@ impl Stream for Answers {
             SessionResult { session: answer.session, number: answer.number, result: Some(result) }
         });
         let results = results.collect();
-        Poll::Ready(Some(Ok(CommitStreamResponse { results, header: Some(this.sequencer.header(seen)) })))
+        Poll::Ready(Some(Ok(CommitStreamResponse { results, header: Some(this.sequencer.header(this.seen)) })))
     }
 }
 

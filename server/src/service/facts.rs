@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Committed, Fact};
-use fencepost::v1::StoredCheckpoint;
+use fencepost::log::v1::{Committed, Fact, LeaseGranted};
+use fencepost::v1::{Checkpoint, Predecessor, StoredCheckpoint};
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
 use tonic::Status;
@@ -26,6 +26,21 @@ pub(super) async fn read_checkpoint(
 ) -> Result<StoredCheckpoint, Status> {
     let log = Arc::clone(log);
     blocking(move || checkpoint(&log, lsn, &pipeline, &branch, without_state)).await
+}
+
+/// Who had the branch before the grant at `lsn`, from the grant itself.
+pub(super) async fn predecessor(log: &Arc<Log>, lsn: Lsn) -> Result<Option<Predecessor>, Status> {
+    let log = Arc::clone(log);
+    blocking(move || {
+        let fact = decode(lsn, log.read(lsn).map_err(unreadable)?)?;
+        let Some(Kind::LeaseGranted(granted)) = fact.kind else {
+            return Err(corrupt(lsn, "it is no grant".to_owned()));
+        };
+        let LeaseGranted { previous_holder, previous_token, previous_silent_ms, .. } = granted;
+        let predecessor = Predecessor { holder: previous_holder, token: previous_token, silent_ms: previous_silent_ms };
+        Ok((previous_token != 0).then_some(predecessor))
+    })
+    .await
 }
 
 /// Runs what may wait for the disk.
@@ -54,7 +69,7 @@ pub(super) fn checkpoint(
     }
     let state_bytes = checkpoint.state.len() as u64;
     if without_state {
-        checkpoint.state = Bytes::new();
+        leave_state_out(&mut checkpoint);
     }
     Ok(StoredCheckpoint {
         pipeline: committed.pipeline,
@@ -67,6 +82,15 @@ pub(super) fn checkpoint(
         state_bytes,
         checkpoint: Some(checkpoint),
     })
+}
+
+/// Drops the state, and with it the memory of the whole fact, which what is left would otherwise keep.
+pub(super) fn leave_state_out(checkpoint: &mut Checkpoint) {
+    checkpoint.state = Bytes::new();
+    checkpoint.position = Bytes::copy_from_slice(&checkpoint.position);
+    if let Some(integrity) = &mut checkpoint.integrity {
+        integrity.schema_fingerprint = Bytes::copy_from_slice(&integrity.schema_fingerprint);
+    }
 }
 
 /// The commit at `lsn`, and when it was made.

@@ -5,6 +5,7 @@ use fencepost::v1::{
     KeepAliveRequest, KeepAliveResponse, KeepAliveResult, ReleaseRequest, ReleaseResponse, ResumeMode, ResumeRequest,
     ResumeResponse,
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::status::{message, status};
@@ -21,6 +22,7 @@ impl LeaseService for Service {
         let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
         let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
         let granted = sequencer.resume(resume, wait).await.map_err(status)?;
+        let predecessor = facts::predecessor(log, granted.lsn).await?;
         let head = match granted.head {
             Some(head) => Some(facts::read_checkpoint(log, head.lsn, pipeline, branch, without_state).await?),
             None => None,
@@ -30,7 +32,7 @@ impl LeaseService for Service {
             token: granted.token.as_u64(),
             ttl_ms: granted.ttl.as_millis() as u64,
             head,
-            predecessor: granted.predecessor,
+            predecessor,
         }))
     }
 
@@ -38,6 +40,7 @@ impl LeaseService for Service {
         let sequencer = &self.0.sequencer;
         let request = request.into_inner();
         shape::keep_alive(&request).map_err(status)?;
+        let _permit = sequencer.permit(request.encoded_len()).map_err(status)?;
         let kept = sequencer.keep_alive(request).await.map_err(status)?;
         let results = kept.leases.into_iter().map(|lease| match lease {
             Ok(ttl) => KeepAliveResult { ttl_ms: ttl.as_millis() as u64, refusal: None },

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fencepost::v1::{Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
+use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
 use fencepost::{NAME_BYTES_MAX, Reason};
 
 use crate::config::limits;
@@ -170,14 +170,15 @@ fn digest(request: &CommitRequest) -> Digest {
         hasher.update(bytes);
     };
     part(request.pipeline.as_bytes());
-    for branch in &request.branches {
-        part(branch.branch.as_bytes());
-        part(&branch.sequence.to_le_bytes());
-        let checkpoint = branch.checkpoint.as_ref();
-        part(checkpoint.map_or(&[], |checkpoint| &checkpoint.position));
-        part(checkpoint.map_or(&[], |checkpoint| &checkpoint.state));
-        let integrity = checkpoint.and_then(|checkpoint| checkpoint.integrity.as_ref());
-        part(&integrity.map(prost::Message::encode_to_vec).unwrap_or_default());
+    let CommitRequest { cluster: _, pipeline: _, commit_id: _, branches, not_after_ms: _ } = request;
+    // Taken apart, so that the compiler asks about every field that is added.
+    for BranchCommit { branch, token: _, sequence, checkpoint } in branches {
+        part(branch.as_bytes());
+        part(&sequence.to_le_bytes());
+        let Some(Checkpoint { position, state, payload_crc32: _, integrity }) = checkpoint else { continue };
+        part(position);
+        part(state);
+        part(&integrity.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default());
     }
     let hash = hasher.finalize();
     let (digest, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");

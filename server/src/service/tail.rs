@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::log_service_server::LogService;
 use fencepost::v1::{TailFact, TailRequest, TailResponse};
 use fencepost::{LogIndex, Lsn, Reason};
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -24,8 +26,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const FACTS_MAX: usize = 512;
 const BYTES_MAX: usize = 1 << 20;
 
-/// Facts that are looked at in one go, although none may match.
+/// Facts that are looked at in one go, and their size, although none may match.
 const LOOKED_AT_MAX: usize = 16_384;
+const LOOKED_AT_BYTES_MAX: usize = 16 << 20;
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -46,7 +49,7 @@ impl LogService for Service {
         let ((), seen) =
             sequencer.read(move |view| view.state.check_cluster(cluster.as_ref())).await.map_err(status)?;
         let next = check_start(Lsn::from_u64(request.from_lsn), log.first_lsn(), seen).map_err(status)?;
-        let (messages, stream) = mpsc::channel(4);
+        let (messages, stream) = mpsc::channel(1);
         let follower = Follower { backend: self.0.clone(), request, next, newest: seen, end: seen.next(), messages };
         tokio::spawn(follower.run());
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -137,19 +140,20 @@ impl Follower {
 
 /// Facts from `next` on, and the last one looked at. `None`: there is nothing yet.
 fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<(Vec<TailFact>, Lsn)>, Refusal> {
-    let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
+    let (mut found, mut bytes, mut looked_at_bytes, mut last) = (Vec::new(), 0, 0, None);
     for fact in log.scan(next).take(LOOKED_AT_MAX) {
         let (lsn, payload) = fact.map_err(facts::unreadable)?;
-        if lsn >= end || bytes >= BYTES_MAX || found.len() >= FACTS_MAX {
+        let is_enough = bytes >= BYTES_MAX || found.len() >= FACTS_MAX || looked_at_bytes >= LOOKED_AT_BYTES_MAX;
+        if lsn >= end || is_enough {
             break;
         }
-        let mut fact = facts::decode(lsn, payload.clone())?;
+        looked_at_bytes += payload.len();
+        let mut fact = facts::decode(lsn, payload)?;
         if matches(&fact, request) {
             if request.without_state {
                 leave_states_out(&mut fact);
-            } else {
-                bytes += payload.len();
             }
+            bytes += fact.encoded_len();
             found.push(TailFact { lsn: lsn.as_u64(), fact: Some(fact) });
         }
         last = Some(lsn);
@@ -172,7 +176,6 @@ fn matches(fact: &Fact, request: &TailRequest) -> bool {
 
 fn leave_states_out(fact: &mut Fact) {
     let Some(Kind::Committed(committed)) = &mut fact.kind else { return };
-    for checkpoint in committed.branches.iter_mut().filter_map(|moved| moved.checkpoint.as_mut()) {
-        checkpoint.state.clear();
-    }
+    committed.digest = Bytes::copy_from_slice(&committed.digest);
+    committed.branches.iter_mut().filter_map(|moved| moved.checkpoint.as_mut()).for_each(facts::leave_state_out);
 }

@@ -60,6 +60,8 @@ pub struct Resume {
 pub struct ResumeTiming {
     /// For how long nothing was heard from the present holder.
     pub silent: Duration,
+    /// The newest fact when the request came. A grant after it went to a rival, not to the caller's own ghost.
+    pub arrived: Lsn,
 }
 
 /// How a request for a branch is judged.
@@ -69,13 +71,8 @@ pub enum ResumeVerdict {
     Grant(LeaseGranted),
     /// A retry: the caller got the branch already, with this token.
     Repeat(Token),
-    /// Somebody else has it and is not known to be gone.
-    Held {
-        /// How long until the branch can be claimed if its holder stays silent.
-        remaining: Duration,
-        /// What the caller is told if it does not wait.
-        refusal: Refusal,
-    },
+    /// Somebody else has it and is not known to be gone: for so long, if it stays silent.
+    Held(Duration),
 }
 
 impl State {
@@ -86,22 +83,27 @@ impl State {
         let branch = self.branch(&request.pipeline, &request.branch);
         let grant = branch.and_then(Branch::last_grant);
 
-        if let Some(grant) = grant
-            && *grant.request_id == request.request_id
-            && !grant.released
-        {
-            return Ok(ResumeVerdict::Repeat(grant.token));
+        if let Some(token) = branch.and_then(|branch| branch.granted_to_request(&request.request_id)) {
+            let is_current = grant.is_some_and(|grant| grant.token == token && !grant.released);
+            return if is_current { Ok(ResumeVerdict::Repeat(token)) } else { Err(outlived(request, token, grant)) };
         }
         if branch.and_then(Branch::head).is_none() && request.on_missing() != OnMissing::StartFresh {
             return Err(missing(&request.pipeline, &request.branch));
         }
         if let Some(grant) = grant.filter(|grant| !grant.released) {
-            let remaining = remaining(grant, request, timing.silent);
+            let remaining = remaining(grant, request, timing);
             if !remaining.is_zero() {
-                return Ok(ResumeVerdict::Held { remaining, refusal: held(grant, request, remaining) });
+                return Ok(ResumeVerdict::Held(remaining));
             }
         }
         Ok(ResumeVerdict::Grant(self.grant(request, branch, timing)?))
+    }
+
+    /// What a caller is told that does not wait for a branch that is held, or not any more.
+    pub fn lease_held(&self, resume: &Resume, remaining: Duration) -> Refusal {
+        let request = &resume.request;
+        let grant = self.branch(&request.pipeline, &request.branch).and_then(Branch::lease);
+        grant.map_or_else(|| missing(&request.pipeline, &request.branch), |grant| held(grant, request, remaining))
     }
 
     /// Checks that the lease is in force. A name that cannot be one is refused as such, so that no message repeats it.
@@ -174,22 +176,40 @@ impl State {
 ///
 /// The lock delay counts from the moment the holder could be taken for lost: when its TTL ran out, or, for a holder of
 /// the same name that says by coming back that its predecessor is gone, when that was last heard.
-fn remaining(grant: &Grant, request: &ResumeRequest, silent: Duration) -> Duration {
+fn remaining(grant: &Grant, request: &ResumeRequest, timing: ResumeTiming) -> Duration {
+    let is_own_ghost = *grant.holder == request.holder && grant.lsn <= timing.arrived;
     match request.takeover() {
         Takeover::Force => Duration::ZERO,
-        Takeover::SameHolder if *grant.holder == request.holder => grant.lock_delay.saturating_sub(silent),
+        Takeover::SameHolder if is_own_ghost => grant.lock_delay.saturating_sub(timing.silent),
         Takeover::Unspecified | Takeover::Wait | Takeover::SameHolder => {
-            (grant.ttl + grant.lock_delay).saturating_sub(silent)
+            (grant.ttl + grant.lock_delay).saturating_sub(timing.silent)
         }
     }
 }
 
+/// What a caller is told whose request was granted before, and whose grant is over.
+fn outlived(request: &ResumeRequest, token: Token, last: Option<&Grant>) -> Refusal {
+    let ResumeRequest { pipeline, branch, request_id, .. } = request;
+    let since = last.filter(|grant| grant.token != token).map_or_else(
+        || "was released since".to_owned(),
+        |grant| format!("was followed by '{}' with token {}", grant.holder, grant.token),
+    );
+    let message = format!(
+        "request '{request_id}' was granted branch '{branch}' of '{pipeline}' before, with token {token}, which {since}: \
+         to take the branch again, resume with a new request_id"
+    );
+    let refusal = Refusal::new(Reason::Fenced, message).with("branch", branch);
+    let Some(grant) = last else { return refusal };
+    refusal.with("current_token", grant.token.as_u64()).with("holder", &grant.holder).with("lsn", grant.lsn.as_u64())
+}
+
+/// What a caller is told that does not wait, or not any more.
 fn held(grant: &Grant, request: &ResumeRequest, remaining: Duration) -> Refusal {
     // Rounded up, so that a caller who waits that long is not a moment early.
     let remaining_ms = remaining.as_millis() as u64 + 1;
     let message = format!(
         "branch '{}' of '{}' is held by '{}' (token {}): it can be claimed in {remaining_ms} ms if that worker stays \
-         silent; wait for it, or take over with FORCE and a reason",
+         silent; wait for it, or take over with FORCE and a reason (--takeover force --reason)",
         request.branch, request.pipeline, grant.holder, grant.token
     );
     Refusal::new(Reason::LeaseHeld, message)
@@ -232,7 +252,7 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
 pub(super) fn missing(pipeline: &str, branch: &str) -> Refusal {
     let message = format!(
         "branch '{branch}' of '{pipeline}' has no checkpoint: if it is meant to start from nothing, resume with \
-         on_missing = START_FRESH; if it is not, check the names, the endpoint and whether state was lost"
+         on_missing = START_FRESH (--start-fresh); if it is not, check the names, the endpoint and whether state was lost"
     );
     Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline).with("branch", branch)
 }

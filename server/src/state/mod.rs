@@ -35,6 +35,9 @@ pub use window::{Digest, WINDOW_COMMITS};
 
 use crate::error::Refusal;
 
+/// How many earlier grants of a branch are remembered by their requests.
+const GRANTS_REMEMBERED: usize = 4;
+
 /// The whole hot state of a cluster.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -55,6 +58,7 @@ pub struct Pipeline {
     branches: BTreeMap<Box<str>, Branch>,
     window: CommitWindow,
     commits: u64,
+    leases: u64,
     last_committed_at_ms: u64,
 }
 
@@ -64,6 +68,8 @@ pub struct Branch {
     head: Option<Head>,
     /// The newest grant, also after its release: it is who had the branch before the next one.
     grant: Option<Box<Grant>>,
+    /// Requests that were granted the branch before, oldest first, so that a late retry of one is not granted it anew.
+    granted_before: Vec<(Digest, Token)>,
 }
 
 /// The resume point of a branch. What it says is in the log, at `lsn`.
@@ -124,11 +130,17 @@ impl State {
         self.pipelines.get(pipeline)?.branches.get(branch)
     }
 
-    /// Pipelines in the order of their names, from the first one after `after`.
-    pub fn pipelines_after<'a>(&'a self, after: &str) -> impl Iterator<Item = (&'a str, &'a Pipeline)> {
+    /// Pipelines whose names begin with `prefix`, in the order of their names, from the first one after `after`.
+    pub fn pipelines_after<'a>(
+        &'a self,
+        after: &str,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Pipeline)> + use<'a> {
+        let start = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
         self.pipelines
-            .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
+            .range::<str, _>((start, Bound::Unbounded))
             .map(|(name, pipeline)| (&**name, pipeline))
+            .take_while(move |(name, _)| name.starts_with(prefix))
     }
 
     /// Branches of all pipelines with their grants, in no order that matters.
@@ -201,8 +213,9 @@ impl State {
             return Err(format!("it resumes from sequence {}, but the head is {head}", granted.resumed_sequence));
         }
         let was_held = branch.lease().is_some();
-        branch.grant = Some(Box::new(Grant::from_fact(lsn, at_ms, granted)));
+        branch.take_grant(Grant::from_fact(lsn, at_ms, granted));
         self.branches += (pipeline.branches.len() - known) as u64;
+        pipeline.leases += u64::from(!was_held);
         self.leases += u64::from(!was_held);
         self.last_token = token;
         Ok(())
@@ -214,6 +227,9 @@ impl State {
         let grant = grant.filter(|grant| grant.token == token && !grant.released);
         grant.ok_or_else(|| format!("it releases token {token}, which is not current"))?.released = true;
         self.leases -= 1;
+        if let Some(pipeline) = self.pipelines.get_mut(&*released.pipeline) {
+            pipeline.leases -= 1;
+        }
         Ok(())
     }
 
@@ -270,8 +286,7 @@ impl Pipeline {
 
     /// Number of branches, and of those that somebody holds.
     pub fn counts(&self) -> (u64, u64) {
-        let leases = self.branches.values().filter(|branch| branch.lease().is_some()).count();
-        (self.branches.len() as u64, leases as u64)
+        (self.branches.len() as u64, self.leases)
     }
 
     /// How many commits there were, each of one or more branches, and when the newest was.
@@ -289,6 +304,26 @@ impl Branch {
     /// The grant that is in force: nobody released it, and nobody was granted the branch since.
     pub fn lease(&self) -> Option<&Grant> {
         self.last_grant().filter(|grant| !grant.released)
+    }
+
+    /// The token that a request was granted, if that is remembered: the newest few requests are.
+    fn granted_to_request(&self, request_id: &str) -> Option<Token> {
+        if let Some(grant) = self.last_grant()
+            && *grant.request_id == *request_id
+        {
+            return Some(grant.token);
+        }
+        let request = window::key(request_id);
+        self.granted_before.iter().find(|(granted, _)| *granted == request).map(|(_, token)| *token)
+    }
+
+    fn take_grant(&mut self, grant: Grant) {
+        if let Some(before) = self.grant.replace(Box::new(grant)) {
+            if self.granted_before.len() >= GRANTS_REMEMBERED {
+                self.granted_before.remove(0);
+            }
+            self.granted_before.push((window::key(&before.request_id), before.token));
+        }
     }
 
     /// The newest grant, whether in force or released.

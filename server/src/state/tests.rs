@@ -51,14 +51,16 @@ impl Store {
     }
 
     fn resume(&mut self, request: ResumeRequest, silent: Duration) -> Result<Token, Refusal> {
-        match self.state.evaluate_resume(&Resume { request }, ResumeTiming { silent })? {
+        let timing = ResumeTiming { silent, arrived: self.state.applied() };
+        let resume = Resume { request };
+        match self.state.evaluate_resume(&resume, timing)? {
             ResumeVerdict::Grant(granted) => {
                 let token = Token::from_u64(granted.token);
                 self.record(Kind::LeaseGranted(granted));
                 Ok(token)
             }
             ResumeVerdict::Repeat(token) => Ok(token),
-            ResumeVerdict::Held { refusal, .. } => Err(refusal),
+            ResumeVerdict::Held(remaining) => Err(self.state.lease_held(&resume, remaining)),
         }
     }
 
@@ -135,7 +137,8 @@ fn missing_state_is_an_error_unless_a_fresh_start_was_asked_for() {
     let token = store.start("jfk", "a");
     store.release("jfk", token).unwrap();
     // A branch that was granted and never committed has no state either.
-    assert_refused(store.resume(request, TTL), Reason::StateMissing);
+    let again = ResumeRequest { request_id: "again".to_owned(), ..request };
+    assert_refused(store.resume(again, TTL), Reason::StateMissing);
 }
 
 #[test]
@@ -216,9 +219,37 @@ fn a_released_branch_is_free_at_once_and_its_token_is_dead() {
     let next = store.resume(resume("jfk", "b"), Duration::ZERO).unwrap();
     assert_refused(store.release("jfk", token), Reason::Fenced);
     assert!(next > token);
-    // A resume whose grant was released since is a new one, not a retry.
-    store.release("jfk", next).unwrap();
-    assert!(store.resume(resume("jfk", "b"), Duration::ZERO).unwrap() > next);
+}
+
+#[test]
+fn a_late_retry_of_a_resume_whose_grant_is_over_takes_the_branch_from_nobody() {
+    let mut store = Store::new();
+    let first = store.start("jfk", "a");
+    let second = store.start("jfk", "b");
+    let late = ResumeRequest { takeover: Takeover::Force.into(), ..resume("jfk", "a") };
+    let refusal = assert_refused(store.resume(late.clone(), Duration::ZERO), Reason::Fenced);
+    assert_eq!(refusal.detail("current_token"), Some(second.as_u64().to_string().as_str()));
+    store.release("jfk", second).unwrap();
+    assert_refused(store.resume(resume("jfk", "b"), Duration::ZERO), Reason::Fenced);
+    assert_refused(store.resume(late.clone(), Duration::ZERO), Reason::Fenced);
+    let anew = ResumeRequest { request_id: "anew".to_owned(), ..late };
+    assert!(store.resume(anew, Duration::ZERO).unwrap() > first);
+}
+
+#[test]
+fn a_holder_of_the_same_name_takes_over_from_its_ghost_and_not_from_its_rival() {
+    let mut store = Store::new();
+    store.start("jfk", "a");
+    let arrived = store.state.applied();
+    let same = |request_id: &str| ResumeRequest {
+        request_id: request_id.to_owned(),
+        takeover: Takeover::SameHolder.into(),
+        ..resume("jfk", "a")
+    };
+    store.resume(same("first"), Duration::ZERO).unwrap();
+    let timing = ResumeTiming { silent: Duration::ZERO, arrived };
+    let verdict = store.state.evaluate_resume(&Resume { request: same("second") }, timing);
+    assert!(matches!(verdict, Ok(ResumeVerdict::Held(_))), "both came for the same ghost: {verdict:?}");
 }
 
 #[test]

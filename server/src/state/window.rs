@@ -45,8 +45,9 @@ impl CommitWindow {
     }
 }
 
-fn key(commit_id: &str) -> Digest {
-    let hash = blake3::hash(commit_id.as_bytes());
+/// A caller's id as it is remembered.
+pub(super) fn key(id: &str) -> Digest {
+    let hash = blake3::hash(id.as_bytes());
     let (head, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");
     *head
 }
