@@ -118,9 +118,18 @@ impl Inner {
         self.waiting.pop_front_if(|(waits_for, _)| failed || *waits_for <= durable)
     }
 
-    /// If nobody delivers any more the answers are dropped, and each says so as it is.
+    /// Answers of a stream go straight there, since many of them wake its one task once. The others go by way of the
+    /// delivering task, unless there is only one, who is better off without the detour.
     fn send(&self, answers: Vec<Answer>) {
-        let _ = self.ready.send(Ready { answers, failure: self.failure.clone() });
+        let failure = self.failure.as_ref();
+        let (streamed, mut single): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::is_streamed);
+        streamed.into_iter().for_each(|answer| answer.deliver(failure));
+        if single.len() > 1 {
+            // If nobody delivers any more the answers are dropped, and each says so as it is.
+            let _ = self.ready.send(Ready { answers: single, failure: failure.cloned() });
+        } else if let Some(answer) = single.pop() {
+            answer.deliver(failure);
+        }
     }
 }
 

@@ -154,6 +154,11 @@ impl Answer {
         }))
     }
 
+    /// Whether it goes to a stream that carries many.
+    pub(super) fn is_streamed(&self) -> bool {
+        matches!(self, Answer::Commit(CommitReply { way: Some(Way::Stream { .. }), .. }, _))
+    }
+
     pub(super) fn deliver(self, failure: Option<&Refusal>) {
         match self {
             Answer::Commit(reply, result) => reply.send(failure.map_or(result, |failure| Err(failure.clone()))),
