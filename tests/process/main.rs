@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod crash;
+mod job;
 mod lifecycle;
 mod run;
 mod settings;
