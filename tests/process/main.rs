@@ -11,6 +11,7 @@ mod crash;
 mod job;
 mod lifecycle;
 mod run;
+mod run_handover;
 mod settings;
 mod stall;
 mod support;
