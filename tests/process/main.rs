@@ -12,6 +12,7 @@ mod job;
 mod lifecycle;
 mod run;
 mod run_handover;
+mod run_once;
 mod settings;
 mod stall;
 mod support;

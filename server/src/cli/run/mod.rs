@@ -117,6 +117,7 @@ impl Run {
         if self.print_position {
             return print_position(&branch, self.start_fresh).await;
         }
+        // What the server does not remember is looked up once the branch can move no more.
         if let Past::Done(lsn) = self.recall(client).await? {
             return Ok(self.done_before(lsn));
         }
@@ -160,7 +161,11 @@ impl Run {
         output: &mut Output,
     ) -> Result<ExitCode, CliError> {
         // Somebody else may have done it while this one waited for the branch.
-        if let Past::Done(lsn) = self.recall(client).await? {
+        let past = match self.recall(client).await? {
+            Past::Forgotten => worker.run(self.search(client)).await.map_err(Error::from)??,
+            past => past,
+        };
+        if let Past::Done(lsn) = past {
             return Ok(self.done_before(lsn));
         }
         let head = worker.head();
@@ -184,8 +189,20 @@ impl Run {
         let Some(id) = &self.commit_id else { return Ok(Past::NotDone) };
         match client.resolve_commit(&self.pipeline, id, None).await {
             Ok(found) => Ok(found.map_or(Past::NotDone, Past::Done)),
+            Err(error) if error.reason() == Some(Reason::DedupeWindowExceeded) => Ok(Past::Forgotten),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Looks for this commit id in the whole history of the branch. That is final for whoever holds the branch.
+    async fn search(&self, client: &Client) -> Result<Past, CliError> {
+        let mut history = client.pipeline(&self.pipeline).branch(&self.branch).checkpoints();
+        while let Some(checkpoint) = history.next().await? {
+            if self.commit_id.as_deref() == Some(checkpoint.commit_id()) {
+                return Ok(Past::Done(checkpoint.lsn()));
+            }
+        }
+        Ok(Past::NotDone)
     }
 
     fn done_before(&self, lsn: Lsn) -> ExitCode {
@@ -324,6 +341,8 @@ impl Run {
 enum Past {
     Done(Lsn),
     NotDone,
+    /// It is none of the newest commits, and only those are remembered by their ids.
+    Forgotten,
 }
 
 /// How a run of the program ended.
