@@ -8,8 +8,11 @@
 #![allow(clippy::disallowed_methods)]
 
 mod crash;
+mod job;
 mod lifecycle;
 mod run;
+mod run_handover;
+mod run_once;
 mod settings;
 mod stall;
 mod support;

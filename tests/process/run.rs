@@ -1,98 +1,13 @@
 //! Programs under `fencepost run`: what they are told, what is committed, and that none outlives its right to go on.
 
-use std::path::PathBuf;
-
-use fencepost_client::{Branch, Checkpoint, Reason, Resume, StoredCheckpoint};
+use fencepost_client::{Checkpoint, Reason};
 use rustix::process::Signal;
-use tokio::process::{Child, Command};
 
-use crate::support::{Ended, Server, fencepost, is_running, output, signal, until};
-
-const PIPELINE: &str = "prod/job";
+use crate::job::{Job, PIPELINE, ended_with};
+use crate::support::{fencepost, is_running, output, signal, until};
 
 /// For jobs that are to be replaced soon, or that have to show that they are there.
 const SHORT: [&str; 2] = ["--ttl", "2"];
-
-/// A job of one pipeline, with a directory where its scripts leave traces.
-struct Job {
-    server: Server,
-}
-
-impl Job {
-    async fn new() -> Job {
-        Job { server: Server::start().await }
-    }
-
-    /// One that has committed before, at position `100` with state `abc`.
-    async fn begun() -> Job {
-        let job = Job::new().await;
-        let worker = job.branch().await.resume(Resume::new("earlier").start_fresh()).await.unwrap();
-        worker.commit(Checkpoint::at("100").state("abc")).await.unwrap();
-        worker.release().await.unwrap();
-        job
-    }
-
-    /// `fencepost run` with these flags around a shell script, whose working directory is `traces`.
-    fn run(&self, flags: &[&str], script: &str) -> Command {
-        let mut command = self.server.command(&["run", "--pipeline", PIPELINE]);
-        command.args(flags).args(["--", "sh", "-c", script]).current_dir(self.server.scratch());
-        command.env("TMPDIR", self.server.scratch());
-        command
-    }
-
-    async fn ended(&self, flags: &[&str], script: &str) -> Ended {
-        output(&mut self.run(flags, script)).await
-    }
-
-    /// Starts it and returns once the script has left the trace `started`.
-    async fn started(&self, flags: &[&str], script: &str) -> Child {
-        let mut command = self.run(flags, script);
-        let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-        until("the program starts", async || self.trace("started").exists()).await;
-        child
-    }
-
-    fn trace(&self, name: &str) -> PathBuf {
-        self.server.scratch().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.trace(name)).unwrap().trim().to_owned()
-    }
-
-    async fn branch(&self) -> Branch {
-        self.server.client().await.pipeline(PIPELINE).branch("main")
-    }
-
-    async fn head(&self) -> StoredCheckpoint {
-        self.branch().await.head().await.unwrap()
-    }
-
-    async fn is_held(&self) -> bool {
-        !self.server.client().await.leases().all().await.unwrap().is_empty()
-    }
-
-    async fn is_untouched(&self) {
-        let head = self.head().await;
-        assert_eq!((head.sequence(), head.position_str().as_ref()), (1, "100"), "nothing was committed");
-    }
-
-    /// Nothing of a run that is over is left: no process, no lease, no scratch files.
-    async fn is_tidy(&self) {
-        assert!(!self.is_held().await, "the branch was given back");
-        let left = std::fs::read_dir(self.server.scratch()).unwrap();
-        let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        assert_eq!(left.filter(|name| name.starts_with("fencepost-run")).count(), 0, "its files are gone");
-    }
-}
-
-#[track_caller]
-fn ended_with(ended: &Ended, code: i32, words: &[&str]) {
-    assert_eq!(ended.code, Some(code), "{ended:?}");
-    for word in words {
-        assert!(ended.stderr.contains(word), "'{word}' is not in: {}", ended.stderr);
-    }
-}
 
 #[tokio::test]
 async fn a_program_is_told_where_it_is_and_its_last_line_is_committed() {

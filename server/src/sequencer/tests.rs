@@ -208,7 +208,7 @@ fn an_answer_waits_for_the_newest_entry_that_it_could_have_seen() {
     };
     let mut deliver = || {
         while let Ok(ready) = ready.try_recv() {
-            ready.deliver()
+            ready.deliver();
         }
     };
     let (mut seen, mut eighth, mut refused_after_it, mut ninth) = (put(7), put(8), put(8), put(9));

@@ -1,0 +1,57 @@
+//! Work that is done once under its id, however long ago that was.
+
+use fencepost_client::{Checkpoint, Commit, Resume};
+
+use crate::job::{Job, PIPELINE, ended_with};
+
+/// The ids that a pipeline remembers, and a few more.
+const COMMITS: usize = 10_100;
+/// Workers that make them at the same time.
+const BRANCHES: usize = 100;
+/// More than one page of the history.
+const ON_MAIN: usize = 150;
+
+/// Work that was done on `main` under the id `long-ago`, and then so many commits that no server remembers the id.
+async fn job_with_a_past() -> Job {
+    let job = Job::new().await;
+    let worker = job.branch().await.resume(Resume::new("earlier").start_fresh()).await.unwrap();
+    Commit::of([(&worker, Checkpoint::at("1"))]).id("long-ago").send().await.unwrap();
+    for i in 0..ON_MAIN {
+        worker.commit(Checkpoint::at(i.to_string())).await.unwrap();
+    }
+    worker.release().await.unwrap();
+    let client = job.server.client().await;
+    let mut others = tokio::task::JoinSet::new();
+    for other in 0..BRANCHES {
+        let branch = client.pipeline(PIPELINE).branch(format!("other-{other}"));
+        others.spawn(async move {
+            let worker = branch.resume(Resume::new("other").start_fresh()).await.unwrap();
+            for i in 0..COMMITS / BRANCHES {
+                worker.commit(Checkpoint::at(i.to_string())).await.unwrap();
+            }
+            worker.release().await.unwrap();
+        });
+    }
+    others.join_all().await;
+    let forgotten = client.resolve_commit(PIPELINE, "long-ago", None).await.unwrap_err();
+    assert_eq!(forgotten.reason(), Some(fencepost_client::Reason::DedupeWindowExceeded));
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_the_server_forgot_is_found_in_the_history() {
+    let job = job_with_a_past().await;
+    let done = job.ended(&["--commit-id", "long-ago"], "touch ran; echo 200").await;
+    ended_with(&done, 0, &["'long-ago' was committed before", "nothing to do"]);
+    assert!(!job.trace("ran").exists());
+    job.is_tidy().await;
+
+    let new = ["--commit-id", "today"];
+    ended_with(&job.ended(&new, "echo x >> ran; echo 200").await, 0, &["at '200'"]);
+    ended_with(&job.ended(&new, "echo x >> ran; echo 300").await, 0, &["nothing to do"]);
+    assert_eq!(job.read("ran"), "x", "it ran once");
+
+    // Where nothing was ever committed there is no history to look at.
+    let fresh = ["--commit-id", "first", "--branch", "new", "--start-fresh"];
+    ended_with(&job.ended(&fresh, "echo 1").await, 0, &["prod/job/new committed sequence 1"]);
+}
