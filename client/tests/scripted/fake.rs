@@ -18,6 +18,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub(crate) const PIPELINE: &str = "test/orders";
 pub(crate) const TTL_MS: u64 = 30_000;
 
+/// The least that a real server can be set to take in one message.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 /// What becomes of the next commit.
 #[derive(Clone)]
 pub(crate) enum Fate {
@@ -93,10 +95,12 @@ impl Fake {
         let state = State { generation: 1, cluster: "c1".to_owned(), ..State::default() };
         let fake = Fake { state: watch::Sender::new(state), connections };
         let router = Server::builder()
-            .add_service(v1::commit_service_server::CommitServiceServer::new(fake.clone()))
+            .add_service(commits)
             .add_service(v1::lease_service_server::LeaseServiceServer::new(fake.clone()))
             .add_service(v1::checkpoint_service_server::CheckpointServiceServer::new(fake.clone()))
             .add_service(v1::cluster_service_server::ClusterServiceServer::new(fake.clone()))
+        let commits = v1::commit_service_server::CommitServiceServer::new(fake.clone());
+        let commits = commits.max_decoding_message_size(REQUEST_BYTES_MAX);
             .add_service(v1::log_service_server::LogServiceServer::new(fake.clone()));
         tokio::spawn(router.serve_with_incoming(UnboundedReceiverStream::new(incoming)));
         fake
