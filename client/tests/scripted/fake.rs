@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fencepost::{ERROR_DOMAIN, Reason, v1};
 use fencepost_client::{Branch, Client, ClientBuilder, Resume, Worker};
@@ -17,9 +18,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 pub(crate) const PIPELINE: &str = "test/orders";
 pub(crate) const TTL_MS: u64 = 30_000;
-
 /// The least that a real server can be set to take in one message.
 const REQUEST_BYTES_MAX: usize = 2 << 20;
+
 /// What becomes of the next commit.
 #[derive(Clone)]
 pub(crate) enum Fate {
@@ -48,6 +49,10 @@ pub(crate) enum CallFate {
     Refuse(Reason, Vec<(&'static str, String)>),
     /// It is never answered.
     Swallow,
+    /// It is judged and answered after this time.
+    After(Duration),
+    /// It fails as `Break` does, after this time.
+    BreakAfter(Duration),
 }
 
 /// What the server has seen, and what it is to do.
@@ -94,13 +99,13 @@ impl Fake {
         let (connections, incoming) = mpsc::unbounded_channel();
         let state = State { generation: 1, cluster: "c1".to_owned(), ..State::default() };
         let fake = Fake { state: watch::Sender::new(state), connections };
+        let commits = v1::commit_service_server::CommitServiceServer::new(fake.clone());
+        let commits = commits.max_decoding_message_size(REQUEST_BYTES_MAX);
         let router = Server::builder()
             .add_service(commits)
             .add_service(v1::lease_service_server::LeaseServiceServer::new(fake.clone()))
             .add_service(v1::checkpoint_service_server::CheckpointServiceServer::new(fake.clone()))
             .add_service(v1::cluster_service_server::ClusterServiceServer::new(fake.clone()))
-        let commits = v1::commit_service_server::CommitServiceServer::new(fake.clone());
-        let commits = commits.max_decoding_message_size(REQUEST_BYTES_MAX);
             .add_service(v1::log_service_server::LogServiceServer::new(fake.clone()));
         tokio::spawn(router.serve_with_incoming(UnboundedReceiverStream::new(incoming)));
         fake
@@ -174,7 +179,15 @@ impl Fake {
     async fn meet(&self, fates: impl FnOnce(&mut State) -> Option<CallFate>) -> Result<(), Status> {
         match self.change(fates) {
             None => Ok(()),
-            Some(CallFate::Break) => Err(Status::unavailable("the connection broke")),
+            Some(CallFate::Break) => Err(broken()),
+            Some(CallFate::After(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            Some(CallFate::BreakAfter(time)) => {
+                tokio::time::sleep(time).await;
+                Err(broken())
+            }
             Some(CallFate::Refuse(reason, details)) => Err(status(reason, details)),
             Some(CallFate::Swallow) => std::future::pending().await,
         }
@@ -272,12 +285,16 @@ impl State {
     }
 
     fn renew(&self, lease: &v1::LeaseRef) -> v1::KeepAliveResult {
-        let current = self.branches.get(&lease.branch).map_or(0, |(token, _)| *token);
-        if lease.token == current {
-            return v1::KeepAliveResult { ttl_ms: TTL_MS, refusal: None };
+        match self.check(lease) {
+            Ok(()) => v1::KeepAliveResult { ttl_ms: TTL_MS, refusal: None },
+            Err(details) => v1::KeepAliveResult { ttl_ms: 0, refusal: Some(refusal("FENCED", details)) },
         }
-        let details = vec![("current_token", current.to_string()), ("holder", "loader-2".to_owned())];
-        v1::KeepAliveResult { ttl_ms: 0, refusal: Some(refusal("FENCED", details)) }
+    }
+
+    fn check(&self, lease: &v1::LeaseRef) -> Result<(), Vec<(&'static str, String)>> {
+        let current = self.branches.get(&lease.branch).map_or(0, |(token, _)| *token);
+        let fenced = || vec![("current_token", current.to_string()), ("holder", "loader-2".to_owned())];
+        if lease.token == current { Ok(()) } else { Err(fenced()) }
     }
 }
 
@@ -287,6 +304,10 @@ fn metadata(details: Vec<(&'static str, String)>) -> HashMap<String, String> {
 
 fn refusal(reason: &str, details: Vec<(&'static str, String)>) -> v1::Refusal {
     v1::Refusal { reason: reason.to_owned(), message: "refused by script".to_owned(), metadata: metadata(details) }
+}
+
+fn broken() -> Status {
+    Status::unavailable("the connection broke")
 }
 
 pub(crate) fn status(reason: Reason, details: Vec<(&'static str, String)>) -> Status {
@@ -300,7 +321,7 @@ impl v1::commit_service_server::CommitService for Fake {
         let item = v1::SessionCommit { session: 0, number: 0, commit: Some(request.into_inner()) };
         self.script(|state| state.commits.push(item.clone()));
         match self.answer(item).await {
-            None => Err(Status::unavailable("the connection broke")),
+            None => Err(broken()),
             Some(None) => std::future::pending().await,
             Some(Some(result)) => match result.result.unwrap() {
                 v1::session_result::Result::Committed(committed) => {
@@ -328,7 +349,7 @@ impl v1::commit_service_server::CommitService for Fake {
                 });
                 for commit in message.commits {
                     let Some(result) = fake.answer(commit).await else {
-                        let _ = answers.send(Err(Status::unavailable("the connection broke"))).await;
+                        let _ = answers.send(Err(broken())).await;
                         return;
                     };
                     let results = result.into_iter().collect();
@@ -392,6 +413,7 @@ impl v1::lease_service_server::LeaseService for Fake {
         let lease = request.into_inner().lease.unwrap();
         self.script(|state| state.releases.push(lease.token));
         self.meet(|state| state.release_fates.pop_front()).await?;
+        self.see(|state| state.check(&lease)).map_err(|details| status(Reason::Fenced, details))?;
         Ok(Response::new(v1::ReleaseResponse { header: self.see(State::header) }))
     }
 }
@@ -483,7 +505,7 @@ impl v1::log_service_server::LogService for Fake {
             })
             .collect();
         if last < 10 {
-            items.push(Err(Status::unavailable("the connection broke")));
+            items.push(Err(broken()));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(items))))
     }
