@@ -37,11 +37,13 @@ pub(crate) struct Rpc {
     pub(crate) options: Options,
     pub(crate) cluster: Cluster,
     channel: Channel,
+    tail_channel: Channel,
 }
 
 impl Rpc {
-    pub(crate) fn new(endpoint: String, channel: Channel, options: Options) -> Rpc {
-        Rpc { cluster: Cluster::new(endpoint.clone()), endpoint, options, channel }
+    /// Tails go over `tail_channel`; it may be a clone of `channel`.
+    pub(crate) fn new(endpoint: String, channel: Channel, tail_channel: Channel, options: Options) -> Rpc {
+        Rpc { cluster: Cluster::new(endpoint.clone()), endpoint, options, channel, tail_channel }
     }
 
     /// Sends one request and waits for its answer until `deadline`.
@@ -147,6 +149,11 @@ impl Rpc {
     /// For what is no single call: the stream of commits.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// For those who read the log, which is more than all other answers together.
+    pub(crate) fn tail_channel(&self) -> Channel {
+        self.tail_channel.clone()
     }
 
     fn too_slow(&self, timeout: Duration) -> Error {
