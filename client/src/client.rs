@@ -1,7 +1,8 @@
 //! The way in: one [`Client`] per process, shared by all its workers.
 //!
 //! A client owns one connection, one task that renews all leases ([`crate::lease`]) and one task that sends all commits
-//! ([`crate::stream`]). Both end with the last clone of the client and the last of its workers.
+//! ([`crate::stream`]). Both end with the last clone of the client and the last of its workers. A second connection is made
+//! when the log is first followed ([`crate::tail`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,22 +96,23 @@ impl ClientBuilder {
         let endpoint = with_scheme(endpoint.into())?;
         let unreachable = |cause| Error::Unreachable { endpoint: endpoint.clone(), cause };
         let deadline = Instant::now() + self.options.connect_timeout;
-        let channel = tokio::time::timeout_at(deadline, configure(&endpoint, &self.options)?.connect())
+        let configured = configure(&endpoint, &self.options)?;
+        let channel = tokio::time::timeout_at(deadline, configured.connect())
             .await
             .map_err(|_| unreachable(format!("no connection within {:?}", self.options.connect_timeout)))?
             .map_err(|error| unreachable(innermost(&error)))?;
-        let client = self.over_named(endpoint, channel);
+        let client = self.over_named(endpoint, channel, configured.connect_lazy());
         client.shared.rpc.status(deadline).await?;
         Ok(client)
     }
 
-    /// Uses a connection that the caller made. Must be called within a Tokio runtime.
+    /// Uses a connection that the caller made, for everything. Must be called within a Tokio runtime.
     pub fn over(self, channel: Channel) -> Client {
-        self.over_named("the given channel".to_owned(), channel)
+        self.over_named("the given channel".to_owned(), channel.clone(), channel)
     }
 
-    fn over_named(self, endpoint: String, channel: Channel) -> Client {
-        let rpc = Arc::new(Rpc::new(endpoint, channel, self.options));
+    fn over_named(self, endpoint: String, channel: Channel, tail_channel: Channel) -> Client {
+        let rpc = Arc::new(Rpc::new(endpoint, channel, tail_channel, self.options));
         Client { shared: Arc::new(Shared { keeper: Keeper::start(&rpc), road: CommitRoad::start(&rpc), rpc }) }
     }
 }

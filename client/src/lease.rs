@@ -3,8 +3,9 @@
 //!
 //! The task runs apart from the work, so that a long batch does not cost the lease. It sends one message for all leases
 //! that are due, each every third of its TTL, and does not wait for the answer to one message before it sends the next.
-//! Validity is counted from when a request was *sent* whose answer came: the server counts from when it arrived, so this
-//! side is always the first to give up. A clock that runs wrong costs time and never safety: the server decides in the
+//! Validity is counted from when an attempt was *sent* whose answer came: the server counts from when it arrived, or later,
+//! so this side is always the first to give up. The answer to a repeated resume counts from that repetition and not from
+//! the attempt that minted the token, because the server takes the repetition for a sign of life too. A clock that runs wrong costs time and never safety: the server decides in the
 //! order of its log who may commit.
 
 use std::collections::HashMap;
@@ -76,6 +77,9 @@ pub(crate) struct Lease {
     pub(crate) token: Token,
     /// What the times below are counted from.
     origin: Instant,
+    /// Until when the lease is not given up for want of time: a resume that waited may leave none, and its first keepalive
+    /// needs a moment to be answered.
+    chance_until: Instant,
     valid_until_us: AtomicU64,
     ttl_ms: AtomicU64,
     /// Set once, when the lease is lost for good.
@@ -83,18 +87,19 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A lease that counts from `granted`.
-    pub(crate) fn new(pipeline: String, branch: String, token: Token, ttl: Duration, granted: Instant) -> Lease {
+    /// A lease that was just answered, to a resume that was sent at `sent`.
+    pub(crate) fn new(pipeline: String, branch: String, token: Token, ttl: Duration, sent: Instant) -> Lease {
         let lease = Lease {
             pipeline,
             branch,
             token,
-            origin: granted,
+            origin: sent,
+            chance_until: Instant::now() + margin(ttl),
             valid_until_us: AtomicU64::new(0),
             ttl_ms: AtomicU64::new(ttl.as_millis() as u64),
             loss: watch::Sender::new(None),
         };
-        lease.renewed(granted);
+        lease.renewed(sent);
         lease
     }
 
@@ -119,7 +124,8 @@ impl Lease {
         self.origin + Duration::from_micros(self.valid_until_us.load(Ordering::Acquire))
     }
 
-    /// For how much longer nobody else can have been granted the branch, as far as clocks can be trusted.
+    /// For how much longer nobody else can have been granted the branch, as far as clocks can be trusted. The chance of the
+    /// first keepalive is none of it.
     pub(crate) fn validity(&self) -> Duration {
         match self.gone() {
             Some(_) => Duration::ZERO,
@@ -151,7 +157,7 @@ impl Lease {
             if let Some(loss) = loss.borrow_and_update().clone() {
                 return loss;
             }
-            let until = self.valid_until();
+            let until = self.valid_until().max(self.chance_until);
             if until <= Instant::now() {
                 return Loss::Expired;
             }

@@ -1,6 +1,6 @@
 //! Names of things on the server and what can be read or asked of them: [`Pipeline`] and [`Branch`].
 
-use fencepost::{Token, v1};
+use fencepost::{Reason, Token, v1};
 
 use crate::checkpoint::StoredCheckpoint;
 use crate::client::Client;
@@ -122,13 +122,22 @@ impl Branch {
 
     /// Gives the branch back on behalf of the worker that holds `token`. For operators and for a process that knows its
     /// predecessor's token; a worker releases itself with [`Worker::release`].
+    ///
+    /// `FENCED` if `token` does not hold the branch. After an attempt that was not answered that is success: the branch
+    /// was given back, and somebody who waited for it has it.
     pub async fn release(&self, token: Token) -> Result<()> {
         let rpc = &self.client.shared.rpc;
         let lease = v1::LeaseRef { pipeline: self.pipeline.clone(), branch: self.name.clone(), token: token.as_u64() };
         let request = v1::ReleaseRequest { cluster: None, lease: Some(lease) };
-        rpc.ask(request, rpc.deadline(), |channel, request| async move { leases(channel).release(request).await })
-            .await?;
-        Ok(())
+        let asked = rpc
+            .ask_each(request, rpc.options.request_timeout, rpc.deadline(), |channel, request| async move {
+                leases(channel).release(request).await
+            })
+            .await;
+        match asked.result {
+            Err(error) if asked.one_was_lost && error.reason() == Some(Reason::Fenced) => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// `namespace/name` of its pipeline.

@@ -113,15 +113,15 @@ impl Resume {
         let soft = request.mode() == v1::ResumeMode::Soft;
 
         let rpc = &branch.client().shared.rpc;
-        let asked = Instant::now();
-        let patience = asked + wait.min(WAIT_MAX);
+        let patience = Instant::now() + wait.min(WAIT_MAX);
         let slack = rpc.options.request_timeout;
-        let answer = rpc
+        let asked = rpc
             .ask_each(request, wait.min(WAIT_MAX) + slack, patience + slack, move |channel, mut request| {
                 request.get_mut().wait_ms = millis(patience.saturating_duration_since(Instant::now()));
                 async move { leases(channel).resume(request).await }
             })
-            .await?;
+            .await;
+        let answer = asked.result?;
 
         let head = answer.head.map(|head| {
             let (pipeline, branch) = (branch.pipeline().to_owned(), branch.name().to_owned());
@@ -131,9 +131,9 @@ impl Resume {
             head.verify()?;
         }
         let ttl = Duration::from_millis(answer.ttl_ms);
-        let (granted, due) = clock_from(asked, ttl);
         let token = Token::from_u64(answer.token);
-        let lease = Lease::new(branch.pipeline().to_owned(), branch.name().to_owned(), token, ttl, granted);
+        let lease = Lease::new(branch.pipeline().to_owned(), branch.name().to_owned(), token, ttl, asked.sent);
+        let due = first_renewal(asked.sent, ttl);
         Ok(Worker::start(branch.client().clone(), lease, due, head, answer.predecessor.map(Predecessor::from_message)))
     }
 }
@@ -150,13 +150,11 @@ impl From<String> for Resume {
     }
 }
 
-/// From when the lease is counted, and when its first renewal is due.
-///
-/// Counted from when the resume was sent, unless it waited for somebody else. When it was granted then is not known more
-/// closely than "before the answer came", so the lease is counted from there and renewed at once.
-fn clock_from(asked: Instant, ttl: Duration) -> (Instant, Instant) {
+/// When the first renewal is due. At once after an answer that took long, most often because it had to wait for somebody
+/// else's lease: of the time counted from the sending little is left, or none.
+fn first_renewal(sent: Instant, ttl: Duration) -> Instant {
     let now = Instant::now();
-    if now.saturating_duration_since(asked) <= margin(ttl) { (asked, asked + ttl / 3) } else { (now, now) }
+    if now.saturating_duration_since(sent) <= margin(ttl) { sent + ttl / 3 } else { now }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fencepost::{Reason, v1};
+use fencepost::{Applied, Reason, v1};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -19,6 +19,17 @@ use crate::retry::{Backoff, repeatable};
 /// Larger than any answer: a head with 4 MiB of state and 64 KiB of position, or a page of positions.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
+/// How a request ended that may have been sent several times.
+#[derive(Debug)]
+pub(crate) struct Asked<A> {
+    /// What the last attempt came to.
+    pub(crate) result: Result<A>,
+    /// When the last attempt was sent.
+    pub(crate) sent: Instant,
+    /// Whether an attempt before the last may have had its effect unseen.
+    pub(crate) one_was_lost: bool,
+}
+
 /// The connection and what is known about who is at its other end.
 #[derive(Debug)]
 pub(crate) struct Rpc {
@@ -26,11 +37,13 @@ pub(crate) struct Rpc {
     pub(crate) options: Options,
     pub(crate) cluster: Cluster,
     channel: Channel,
+    tail_channel: Channel,
 }
 
 impl Rpc {
-    pub(crate) fn new(endpoint: String, channel: Channel, options: Options) -> Rpc {
-        Rpc { cluster: Cluster::new(endpoint.clone()), endpoint, options, channel }
+    /// Tails go over `tail_channel`; it may be a clone of `channel`.
+    pub(crate) fn new(endpoint: String, channel: Channel, tail_channel: Channel, options: Options) -> Rpc {
+        Rpc { cluster: Cluster::new(endpoint.clone()), endpoint, options, channel, tail_channel }
     }
 
     /// Sends one request and waits for its answer until `deadline`.
@@ -71,37 +84,44 @@ impl Rpc {
         A: Answer,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        self.ask_each(question, self.options.request_timeout, deadline, send).await
+        self.ask_each(question, self.options.request_timeout, deadline, send).await.result
     }
 
-    /// The same for a request that the server is slow to answer on purpose: each attempt may take `attempt`.
+    /// The same for a request that the server is slow to answer on purpose, where each attempt may take `attempt`, and for
+    /// callers who have to know how many it took.
     pub(crate) async fn ask_each<Q, A, F>(
         &self,
         question: Q,
         attempt: Duration,
         deadline: Instant,
         send: impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<A>
+    ) -> Asked<A>
     where
         Q: Question + Clone,
         A: Answer,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let mut backoff = Backoff::ordinary();
+        let mut one_was_lost = false;
         loop {
-            let until = deadline.min(Instant::now() + attempt);
-            let error = match self.once(question.clone(), until, &send).await {
-                Ok(answer) => return Ok(answer),
+            let sent = Instant::now();
+            let asked = |result| Asked { result, sent, one_was_lost };
+            let error = match self.once(question.clone(), deadline.min(sent + attempt), &send).await {
+                Ok(answer) => return asked(Ok(answer)),
                 Err(error) => error,
             };
             let worth_it = match error.reason() {
                 // The history was restored since the last answer. Whom the client believes it speaks to is out of date.
-                Some(Reason::StaleGeneration) => self.learn(deadline).await?,
+                Some(Reason::StaleGeneration) => match self.learn(deadline).await {
+                    Ok(is_newer) => is_newer,
+                    Err(error) => return asked(Err(error)),
+                },
                 _ => repeatable(&error),
             };
             if !worth_it || !backoff.wait(error.retry_after(), deadline).await {
-                return Err(error);
+                return asked(Err(error));
             }
+            one_was_lost |= error.applied() == Applied::Unknown;
             tracing::debug!(%error, "asking again");
         }
     }
@@ -129,6 +149,11 @@ impl Rpc {
     /// For what is no single call: the stream of commits.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// For those who read the log, which is more than all other answers together.
+    pub(crate) fn tail_channel(&self) -> Channel {
+        self.tail_channel.clone()
     }
 
     fn too_slow(&self, timeout: Duration) -> Error {

@@ -21,8 +21,14 @@ use crate::rpc::{Rpc, commits};
 
 /// Most commits in one message.
 const BATCH_COMMITS_MAX: usize = 1_024;
-/// About the most bytes in one message. What is larger by itself takes a road of its own.
+/// Most bytes in one message. What is larger by itself takes a road of its own. Half of the least that a server can be
+/// set to take.
 pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
+/// More than all that a commit, each of its branches, and the end of a session take in a message beside what is of any
+/// length: numbers, tags, whom the commit is meant for.
+const COMMIT_BYTES: usize = 256;
+const BRANCH_BYTES: usize = 128;
+const CLOSE_BYTES: usize = 16;
 /// Messages that wait for the network. Few, so that the others wait here and travel together.
 const MESSAGES_WAITING_MAX: usize = 2;
 
@@ -136,7 +142,10 @@ impl Driver {
         let mut bytes = 0;
         let mut taken = 0;
         for item in &self.waiting {
-            let more = if let Item::Commit(attempt) = item { size(&attempt.commit) } else { 0 };
+            let more = match item {
+                Item::Commit(attempt) => size(&attempt.commit),
+                Item::Close(_) => CLOSE_BYTES,
+            };
             if taken > 0 && bytes + more > BATCH_BYTES_MAX {
                 break;
             }
@@ -243,8 +252,14 @@ impl InFlight {
     }
 }
 
-/// About how many bytes a commit takes in a message.
+/// At least as many bytes as a commit takes in a message. Everything whose length the caller decides is counted as it is.
 pub(crate) fn size(commit: &v1::CommitRequest) -> usize {
-    let payloads = commit.branches.iter().filter_map(|branch| branch.checkpoint.as_ref());
-    256 + payloads.map(|checkpoint| 64 + checkpoint.position.len() + checkpoint.state.len()).sum::<usize>()
+    let branches: usize = commit.branches.iter().map(branch_size).sum();
+    COMMIT_BYTES + commit.pipeline.len() + commit.commit_id.len() + branches
+}
+
+fn branch_size(branch: &v1::BranchCommit) -> usize {
+    let Some(checkpoint) = &branch.checkpoint else { return BRANCH_BYTES + branch.branch.len() };
+    let fingerprint = checkpoint.integrity.as_ref().map_or(0, |integrity| integrity.schema_fingerprint.len());
+    BRANCH_BYTES + branch.branch.len() + checkpoint.position.len() + checkpoint.state.len() + fingerprint
 }

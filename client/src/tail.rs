@@ -1,4 +1,10 @@
-//! Following the log: every durable fact in order, across broken connections.
+//! Following the log: every durable fact in order, across broken connections and a reader's pauses.
+//!
+//! What a reader leaves in its stream takes room in the connection's window, and without that room no other answer
+//! arrives: not to a keepalive, not to a commit. So a stream is only held open while its facts are being taken. Those that
+//! arrived wait here, bounded; when there is no more room and the reader does not make any soon, the stream is dropped, and
+//! opened again at the first fact that did not fit once the reader has caught up. Besides, a client that knows its address
+//! reads over a connection of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,8 +12,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fencepost::log::v1::Fact;
+use fencepost::log::v1::fact::Kind;
 use fencepost::{Lsn, v1};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::Streaming;
@@ -18,8 +25,11 @@ use crate::rpc::{Rpc, logs};
 
 /// The server speaks every 5 s; after three of them the connection is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Facts that wait for the reader.
-const FACTS_WAITING_MAX: usize = 256;
+/// Facts that wait for the reader, and about how much memory they take. One that is larger waits alone.
+const FACTS_WAITING_MAX: usize = 1_024;
+const BYTES_WAITING_MAX: usize = 4 << 20;
+/// How long a message may wait for room before its stream is dropped: short beside any TTL.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Which facts to follow, and from where.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +71,8 @@ impl Tail {
 
     pub(crate) fn start(self, rpc: Arc<Rpc>) -> FactStream {
         let (facts, received) = mpsc::channel(FACTS_WAITING_MAX);
-        tokio::spawn(Follower { rpc, request: self.request, facts }.run());
+        let room = Arc::new(Semaphore::new(BYTES_WAITING_MAX));
+        tokio::spawn(Follower { rpc, request: self.request, end: None, facts, room }.run());
         FactStream { received }
     }
 }
@@ -70,15 +81,18 @@ impl Tail {
 ///
 /// A broken connection is no error: the stream goes on where it was. `COMPACTED` and `FUTURE_LSN` are, because to go on
 /// elsewhere is the reader's decision.
+///
+/// A reader may pause for as long as it likes and holds up nobody: about 4 MiB wait for it, the rest stays on the server.
+/// What the server deletes meanwhile is `COMPACTED` when the reader comes back.
 #[derive(Debug)]
 pub struct FactStream {
-    received: mpsc::Receiver<Result<(Lsn, Fact)>>,
+    received: mpsc::Receiver<Waiting>,
 }
 
 impl FactStream {
     /// The next fact; `None` once the stream has ended.
     pub async fn next(&mut self) -> Option<Result<(Lsn, Fact)>> {
-        self.received.recv().await
+        self.received.recv().await.map(|waiting| waiting.fact)
     }
 }
 
@@ -86,21 +100,35 @@ impl Stream for FactStream {
     type Item = Result<(Lsn, Fact)>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.received.poll_recv(context)
+        self.received.poll_recv(context).map(|waiting| Some(waiting?.fact))
     }
+}
+
+/// A fact that waits for the reader, or the error that ends the stream.
+#[derive(Debug)]
+struct Waiting {
+    fact: Result<(Lsn, Fact)>,
+    /// What it takes of the room, given back when the reader takes it.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// The task behind a [`FactStream`]. It ends when the reader is gone.
 struct Follower {
     rpc: Arc<Rpc>,
+    /// Always for what has not been handed over yet.
     request: v1::TailRequest,
-    facts: mpsc::Sender<Result<(Lsn, Fact)>>,
+    /// The last fact of a stream that does not follow: the newest when it was first opened.
+    end: Option<u64>,
+    facts: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
 }
 
 /// How one connection's part of the stream ended.
 enum Ended {
     /// Everything was delivered, or nobody reads any more.
     Done,
+    /// The reader took its time.
+    Paused,
     Failed(Error),
 }
 
@@ -109,13 +137,23 @@ impl Follower {
         let mut backoff = Backoff::ordinary();
         loop {
             let from = self.request.from_lsn;
-            let Ended::Failed(error) = self.read().await else { return };
+            let error = match self.read().await {
+                Ended::Done => return,
+                Ended::Paused => {
+                    self.reader_caught_up().await;
+                    if self.facts.is_closed() {
+                        return;
+                    }
+                    continue;
+                }
+                Ended::Failed(error) => error,
+            };
             if self.request.from_lsn > from {
                 backoff = Backoff::ordinary();
             }
             if !repeatable(&error) {
                 // Nobody is there to be told.
-                let _ = self.facts.send(Err(error)).await;
+                let _ = self.facts.send(Waiting { fact: Err(error), _room: None }).await;
                 return;
             }
             tracing::debug!(%error, from_lsn = %Lsn::from_u64(self.request.from_lsn), "following the log again");
@@ -129,7 +167,8 @@ impl Follower {
 
     /// Opens the stream and delivers what comes until it ends.
     async fn read(&mut self) -> Ended {
-        let opened = self.rpc.once(self.request.clone(), self.rpc.deadline(), |channel, mut request| {
+        let channel = self.rpc.tail_channel();
+        let opened = self.rpc.once(self.request.clone(), self.rpc.deadline(), |_, mut request| {
             // The deadline is for the opening; the stream itself has none.
             request.metadata_mut().remove("grpc-timeout");
             async move { logs(channel).tail(request).await }
@@ -143,36 +182,77 @@ impl Follower {
                 message = tokio::time::timeout_at(Instant::now() + SILENCE_MAX, stream.message()) => message,
                 () = self.facts.closed() => return Ended::Done,
             };
-            match message {
-                Ok(Ok(Some(message))) => {
-                    if let Err(error) = self.rpc.cluster.observe(message.header.as_ref()) {
-                        return Ended::Failed(error);
-                    }
-                    let next = message.next_lsn;
-                    if !self.deliver(message.facts).await {
-                        return Ended::Done;
-                    }
-                    self.request.from_lsn = self.request.from_lsn.max(next);
-                }
-                Ok(Ok(None)) if !self.request.follow => return Ended::Done,
-                Ok(Ok(None)) => return self.broke("the server ended the stream"),
-                Ok(Err(status)) => return Ended::Failed(Error::from_status(&status, &self.rpc.endpoint)),
-                Err(_) => return self.broke("the server was silent for too long"),
+            let ended = match message {
+                Ok(Ok(Some(message))) => self.take_in(message).await,
+                Ok(Ok(None)) if !self.request.follow => Some(Ended::Done),
+                Ok(Ok(None)) => Some(self.broke("the server ended the stream")),
+                Ok(Err(status)) => Some(Ended::Failed(Error::from_status(&status, &self.rpc.endpoint))),
+                Err(_) => Some(self.broke("the server was silent for too long")),
+            };
+            if let Some(ended) = ended {
+                return ended;
             }
         }
     }
 
-    /// Returns false once nobody reads any more.
-    async fn deliver(&self, facts: Vec<v1::TailFact>) -> bool {
-        for v1::TailFact { lsn, fact } in facts {
-            if self.facts.send(Ok((Lsn::from_u64(lsn), fact.unwrap_or_default()))).await.is_err() {
-                return false;
+    /// Delivers one message. Returns how the stream ended, if it did.
+    async fn take_in(&mut self, message: v1::TailResponse) -> Option<Ended> {
+        let v1::TailResponse { header, mut facts, next_lsn } = message;
+        if let Err(error) = self.rpc.cluster.observe(header.as_ref()) {
+            return Some(Ended::Failed(error));
+        }
+        if !self.request.follow {
+            self.end = self.end.or(header.map(|header| header.lsn));
+        }
+        let end = self.end.unwrap_or(u64::MAX);
+        facts.retain(|fact| fact.lsn <= end);
+        match tokio::time::timeout(PATIENCE, self.deliver(facts)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(NobodyReads)) => return Some(Ended::Done),
+            Err(_) => {
+                tracing::debug!(from_lsn = %Lsn::from_u64(self.request.from_lsn), "nobody reads; the stream is dropped");
+                return Some(Ended::Paused);
             }
         }
-        true
+        self.request.from_lsn = self.request.from_lsn.max(next_lsn);
+        (self.request.from_lsn > end).then_some(Ended::Done)
+    }
+
+    /// Hands over one fact after the other as room allows. May be given up at any point: the request is for what is left.
+    async fn deliver(&mut self, facts: Vec<v1::TailFact>) -> Result<(), NobodyReads> {
+        for v1::TailFact { lsn, fact } in facts {
+            self.request.from_lsn = lsn;
+            let fact = fact.unwrap_or_default();
+            let bytes = size(&fact).min(BYTES_WAITING_MAX) as u32;
+            let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| NobodyReads)?;
+            let place = self.facts.reserve().await.map_err(|_| NobodyReads)?;
+            let lsn = Lsn::from_u64(lsn);
+            place.send(Waiting { fact: Ok((lsn, fact)), _room: Some(room) });
+            self.request.from_lsn = lsn.next().as_u64();
+        }
+        Ok(())
+    }
+
+    /// Resolves when nothing waits any more, so that whatever comes next fits. A reader that goes away leaves nothing behind.
+    async fn reader_caught_up(&self) {
+        // Nobody closes the semaphore.
+        let _ = self.room.acquire_many(BYTES_WAITING_MAX as u32).await;
     }
 
     fn broke(&self, cause: &str) -> Ended {
         Ended::Failed(Error::Unanswered { endpoint: self.rpc.endpoint.clone(), cause: cause.to_owned() })
     }
+}
+
+struct NobodyReads;
+
+/// About how much memory a fact takes.
+fn size(fact: &Fact) -> usize {
+    let Some(Kind::Committed(committed)) = &fact.kind else { return 1_024 };
+    let branches = committed.branches.iter().map(|moved| {
+        let payload =
+            moved.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len());
+        512 + payload
+    });
+    512 + branches.sum::<usize>()
 }

@@ -100,6 +100,11 @@ impl Worker {
 
     /// Does the work for as long as the lease lasts: returns what it returns, or drops it where it is and says how the
     /// lease was lost.
+    ///
+    /// A worker that was stopped for a while, by a debugger or a machine with too much to do, and goes on after its time
+    /// is up sees that on its own clock first. So the loss may be [`Loss::Expired`] although the branch has long been
+    /// granted to somebody else, of which the server would say [`Loss::Fenced`]. Nothing depends on which of the two it is:
+    /// either way the work is dropped, and the server refuses the old token whatever this side believes.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Loss> {
         let lost = self.lost();
         tokio::select! {
@@ -110,13 +115,23 @@ impl Worker {
         }
     }
 
-    /// Resolves when the lease is lost or its time has run out, and never before. Does not borrow the worker.
+    /// Resolves when the lease is lost or its time has run out, and never before; a time that had run out already when the
+    /// resume was answered gives the first keepalive a tenth of the TTL to be answered. Does not borrow the worker.
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         self.lease.clone().lost()
     }
 
-    /// For how much longer no other worker can have been granted the branch, as far as clocks can be trusted. Zero means
-    /// that [`Worker::lost`] resolves.
+    /// For how much longer no other worker can have been granted the branch, as far as clocks can be trusted, a takeover by
+    /// force or under the same name aside.
+    ///
+    /// It is nine tenths of the TTL, counted from when the newest attempt was sent at a resume or a keepalive that the
+    /// server answered with yes, or at a commit that it applied: the server heard of this worker then or later, however
+    /// late the answer came and whatever became of the attempts before it. A clock that stands still while the machine
+    /// sleeps is not to be trusted.
+    ///
+    /// A resume that waited longer than that for somebody else's lease leaves nothing to count, because only the server
+    /// knows when the wait ended. Then this is zero until the first keepalive, sent at once, is answered; if that takes
+    /// longer than a tenth of the TTL, [`Worker::lost`] resolves. At any other time zero means that it does.
     pub fn validity(&self) -> Duration {
         self.lease.validity()
     }
@@ -135,11 +150,15 @@ impl Worker {
     }
 
     /// Gives the branch back, so that the next worker need not wait for the TTL. If this fails the lease runs out by
-    /// itself.
+    /// itself. That somebody else has the branch already is no failure: it is not this worker's any more, as it was to be.
     pub async fn release(self) -> Result<()> {
         self.client.shared.keeper.forget(self.token());
-        self.as_branch().release(self.token()).await?;
-        self.lease.lose(Loss::Released);
+        let loss = match self.as_branch().release(self.token()).await {
+            Ok(()) => Loss::Released,
+            Err(error) if error.reason() == Some(Reason::Fenced) => Loss::of(&error).unwrap_or(Loss::Released),
+            Err(error) => return Err(error),
+        };
+        self.lease.lose(loss);
         Ok(())
     }
 

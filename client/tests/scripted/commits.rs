@@ -333,7 +333,7 @@ async fn after_a_head_mismatch_a_resync_puts_the_worker_right() {
 async fn a_large_commit_goes_beside_the_stream() {
     let fake = Fake::start();
     let worker = fake.worker().await;
-    worker.commit(Checkpoint::at("1").state(vec![7; 2 << 20])).await.unwrap();
+    worker.commit(Checkpoint::at("1").state(vec![7; 3 << 19])).await.unwrap();
     assert_eq!(fake.see(|state| (state.commits.len(), state.messages.len())), (1, 0));
     worker.commit(Checkpoint::at("2")).await.unwrap();
     assert_eq!(fake.see(|state| (state.commits.len(), state.messages.len())), (2, 1));
@@ -359,4 +359,37 @@ async fn commits_that_queue_up_travel_together() {
     }
     let messages = fake.see(|state| state.messages.iter().filter(|commits| **commits > 0).count());
     assert!(messages < WORKERS / 10, "{WORKERS} commits in {messages} messages");
+}
+
+/// The server of these tests takes messages of 2 MiB, the least that a real one can be set to.
+#[tokio::test(start_paused = true)]
+async fn what_travels_together_is_never_more_than_any_server_takes() {
+    const BRANCHES: usize = 128;
+    let fake = Fake::start();
+    let gate = Arc::new(Semaphore::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    let client = fake.client();
+    let first = client.pipeline(PIPELINE).branch("first").resume(fresh()).await.unwrap();
+    fake.fate(Fate::Hold(gate.clone()));
+    tasks.spawn(async move { first.commit(Checkpoint::at("1")).await });
+    // Hardly any payload: what takes the room is all the rest.
+    for number in 0..80 {
+        let pipeline = client.pipeline(format!("{:n>128}/{number:p>128}", ""));
+        tasks.spawn(async move {
+            let mut workers = Vec::new();
+            for branch in 0..BRANCHES {
+                workers.push(pipeline.branch(format!("{number}-{branch:b>120}")).resume(fresh()).await.unwrap());
+            }
+            let checkpoint = || Checkpoint::at("1").rows_in(u64::MAX).rows_out(u64::MAX).schema(vec![7; 64]);
+            Commit::of(workers.iter().map(|worker| (worker, checkpoint()))).send().await
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    gate.add_permits(1);
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap().unwrap();
+    }
+    let messages = fake.see(|state| state.messages.clone());
+    assert_eq!(messages.iter().sum::<usize>(), 81, "each once: {messages:?}");
+    assert!(messages.iter().any(|commits| *commits > 10), "{messages:?}");
 }

@@ -1,22 +1,30 @@
 //! The server of these tests: one pipeline in memory, judged as the real one judges, with a script for what goes wrong.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use fencepost::log::v1::fact::Kind;
+use fencepost::log::v1::{Committed, CommittedBranch, Fact};
 use fencepost::{ERROR_DOMAIN, Reason, v1};
 use fencepost_client::{Branch, Client, ClientBuilder, Resume, Worker};
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::Router;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 pub(crate) const PIPELINE: &str = "test/orders";
 pub(crate) const TTL_MS: u64 = 30_000;
+/// The least that a real server can be set to take in one message.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 
 /// What becomes of the next commit.
 #[derive(Clone)]
@@ -46,6 +54,10 @@ pub(crate) enum CallFate {
     Refuse(Reason, Vec<(&'static str, String)>),
     /// It is never answered.
     Swallow,
+    /// It is judged and answered after this time.
+    After(Duration),
+    /// It fails as `Break` does, after this time.
+    BreakAfter(Duration),
 }
 
 /// What the server has seen, and what it is to do.
@@ -79,6 +91,26 @@ pub(crate) struct State {
     pub(crate) keep_alives: Vec<Vec<u64>>,
     pub(crate) releases: Vec<u64>,
     pub(crate) tails: Vec<v1::TailRequest>,
+    /// Facts that left for a tail.
+    pub(crate) facts_sent: u64,
+    /// Where callers come from, if they come over a socket: of tails, and of resumes.
+    pub(crate) callers: [Vec<Option<SocketAddr>>; 2],
+    pub(crate) log: LogScript,
+}
+
+/// The log that tails read: facts at LSN 1 to `newest`.
+pub(crate) struct LogScript {
+    pub(crate) newest: u64,
+    /// Size of each.
+    pub(crate) fact_bytes: usize,
+    /// A connection breaks after so many.
+    pub(crate) breaks_after: u64,
+}
+
+impl Default for LogScript {
+    fn default() -> LogScript {
+        LogScript { newest: 10, fact_bytes: 0, breaks_after: 3 }
+    }
 }
 
 #[derive(Clone)]
@@ -92,14 +124,27 @@ impl Fake {
         let (connections, incoming) = mpsc::unbounded_channel();
         let state = State { generation: 1, cluster: "c1".to_owned(), ..State::default() };
         let fake = Fake { state: watch::Sender::new(state), connections };
-        let router = Server::builder()
-            .add_service(v1::commit_service_server::CommitServiceServer::new(fake.clone()))
-            .add_service(v1::lease_service_server::LeaseServiceServer::new(fake.clone()))
-            .add_service(v1::checkpoint_service_server::CheckpointServiceServer::new(fake.clone()))
-            .add_service(v1::cluster_service_server::ClusterServiceServer::new(fake.clone()))
-            .add_service(v1::log_service_server::LogServiceServer::new(fake.clone()));
-        tokio::spawn(router.serve_with_incoming(UnboundedReceiverStream::new(incoming)));
+        tokio::spawn(fake.router().serve_with_incoming(UnboundedReceiverStream::new(incoming)));
         fake
+    }
+
+    /// The same server over a socket. Returns its address.
+    pub(crate) async fn listen(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(self.router().serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+
+    fn router(&self) -> Router {
+        let commits = v1::commit_service_server::CommitServiceServer::new(self.clone());
+        let commits = commits.max_decoding_message_size(REQUEST_BYTES_MAX);
+        Server::builder()
+            .add_service(commits)
+            .add_service(v1::lease_service_server::LeaseServiceServer::new(self.clone()))
+            .add_service(v1::checkpoint_service_server::CheckpointServiceServer::new(self.clone()))
+            .add_service(v1::cluster_service_server::ClusterServiceServer::new(self.clone()))
+            .add_service(v1::log_service_server::LogServiceServer::new(self.clone()))
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -170,7 +215,15 @@ impl Fake {
     async fn meet(&self, fates: impl FnOnce(&mut State) -> Option<CallFate>) -> Result<(), Status> {
         match self.change(fates) {
             None => Ok(()),
-            Some(CallFate::Break) => Err(Status::unavailable("the connection broke")),
+            Some(CallFate::Break) => Err(broken()),
+            Some(CallFate::After(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            Some(CallFate::BreakAfter(time)) => {
+                tokio::time::sleep(time).await;
+                Err(broken())
+            }
             Some(CallFate::Refuse(reason, details)) => Err(status(reason, details)),
             Some(CallFate::Swallow) => std::future::pending().await,
         }
@@ -268,12 +321,16 @@ impl State {
     }
 
     fn renew(&self, lease: &v1::LeaseRef) -> v1::KeepAliveResult {
-        let current = self.branches.get(&lease.branch).map_or(0, |(token, _)| *token);
-        if lease.token == current {
-            return v1::KeepAliveResult { ttl_ms: TTL_MS, refusal: None };
+        match self.check(lease) {
+            Ok(()) => v1::KeepAliveResult { ttl_ms: TTL_MS, refusal: None },
+            Err(details) => v1::KeepAliveResult { ttl_ms: 0, refusal: Some(refusal("FENCED", details)) },
         }
-        let details = vec![("current_token", current.to_string()), ("holder", "loader-2".to_owned())];
-        v1::KeepAliveResult { ttl_ms: 0, refusal: Some(refusal("FENCED", details)) }
+    }
+
+    fn check(&self, lease: &v1::LeaseRef) -> Result<(), Vec<(&'static str, String)>> {
+        let current = self.branches.get(&lease.branch).map_or(0, |(token, _)| *token);
+        let fenced = || vec![("current_token", current.to_string()), ("holder", "loader-2".to_owned())];
+        if lease.token == current { Ok(()) } else { Err(fenced()) }
     }
 }
 
@@ -283,6 +340,10 @@ fn metadata(details: Vec<(&'static str, String)>) -> HashMap<String, String> {
 
 fn refusal(reason: &str, details: Vec<(&'static str, String)>) -> v1::Refusal {
     v1::Refusal { reason: reason.to_owned(), message: "refused by script".to_owned(), metadata: metadata(details) }
+}
+
+fn broken() -> Status {
+    Status::unavailable("the connection broke")
 }
 
 pub(crate) fn status(reason: Reason, details: Vec<(&'static str, String)>) -> Status {
@@ -296,7 +357,7 @@ impl v1::commit_service_server::CommitService for Fake {
         let item = v1::SessionCommit { session: 0, number: 0, commit: Some(request.into_inner()) };
         self.script(|state| state.commits.push(item.clone()));
         match self.answer(item).await {
-            None => Err(Status::unavailable("the connection broke")),
+            None => Err(broken()),
             Some(None) => std::future::pending().await,
             Some(Some(result)) => match result.result.unwrap() {
                 v1::session_result::Result::Committed(committed) => {
@@ -324,7 +385,7 @@ impl v1::commit_service_server::CommitService for Fake {
                 });
                 for commit in message.commits {
                     let Some(result) = fake.answer(commit).await else {
-                        let _ = answers.send(Err(Status::unavailable("the connection broke"))).await;
+                        let _ = answers.send(Err(broken())).await;
                         return;
                     };
                     let results = result.into_iter().collect();
@@ -356,6 +417,7 @@ impl v1::commit_service_server::CommitService for Fake {
 #[tonic::async_trait]
 impl v1::lease_service_server::LeaseService for Fake {
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        self.script(|state| state.callers[1].push(request.remote_addr()));
         let request = request.into_inner();
         self.script(|state| state.resumes.push(request.clone()));
         self.meet(|state| state.resume_fates.pop_front()).await?;
@@ -388,6 +450,7 @@ impl v1::lease_service_server::LeaseService for Fake {
         let lease = request.into_inner().lease.unwrap();
         self.script(|state| state.releases.push(lease.token));
         self.meet(|state| state.release_fates.pop_front()).await?;
+        self.see(|state| state.check(&lease)).map_err(|details| status(Reason::Fenced, details))?;
         Ok(Response::new(v1::ReleaseResponse { header: self.see(State::header) }))
     }
 }
@@ -463,24 +526,31 @@ impl v1::cluster_service_server::ClusterService for Fake {
 impl v1::log_service_server::LogService for Fake {
     type TailStream = Pin<Box<dyn Stream<Item = Result<v1::TailResponse, Status>> + Send>>;
 
-    /// Ten facts, at LSN 1 to 10. A connection breaks after three; below 1 everything is compacted away.
+    /// Each fact in a message of its own. Below 1 everything is compacted away.
     async fn tail(&self, request: Request<v1::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        self.script(|state| state.callers[0].push(request.remote_addr()));
         let request = request.into_inner();
         self.script(|state| state.tails.push(request.clone()));
         if request.from_lsn == 0 {
             return Err(status(Reason::Compacted, vec![]));
         }
-        let header = self.see(State::header);
-        let last = (request.from_lsn + 2).min(10);
-        let mut items: Vec<_> = (request.from_lsn..=last)
-            .map(|lsn| {
-                let facts = vec![v1::TailFact { lsn, fact: Some(fencepost::log::v1::Fact::default()) }];
-                Ok(v1::TailResponse { header: header.clone(), facts, next_lsn: lsn + 1 })
-            })
-            .collect();
-        if last < 10 {
-            items.push(Err(Status::unavailable("the connection broke")));
-        }
-        Ok(Response::new(Box::pin(tokio_stream::iter(items))))
+        let (newest, bytes, breaks_after) =
+            self.see(|state| (state.log.newest, state.log.fact_bytes, state.log.breaks_after));
+        let header = self.see(State::header).map(|header| v1::Header { lsn: newest, ..header });
+        let last = newest.min(request.from_lsn.saturating_add(breaks_after - 1));
+        let fake = self.clone();
+        let facts = tokio_stream::iter(request.from_lsn..=last).map(move |lsn| {
+            fake.script(|state| state.facts_sent += 1);
+            let facts = vec![v1::TailFact { lsn, fact: Some(fact_of(bytes)) }];
+            Ok(v1::TailResponse { header: header.clone(), facts, next_lsn: lsn + 1 })
+        });
+        let end = if last < newest { vec![Err(broken())] } else { vec![] };
+        Ok(Response::new(Box::pin(facts.chain(tokio_stream::iter(end)))))
     }
+}
+
+fn fact_of(bytes: usize) -> Fact {
+    let checkpoint = Some(v1::Checkpoint { state: vec![7; bytes].into(), ..Default::default() });
+    let branches = vec![CommittedBranch { checkpoint, ..Default::default() }];
+    Fact { at_ms: 1, kind: Some(Kind::Committed(Committed { branches, ..Default::default() })) }
 }

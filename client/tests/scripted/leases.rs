@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fencepost_client::{Checkpoint, Error, Loss, Reason, Resume, Takeover};
+use fencepost_client::{Checkpoint, Error, Loss, Reason, Resume, Takeover, Worker};
 use tokio::time::Instant;
 
 use crate::fake::{CallFate, Fake, PIPELINE, TTL_MS, fresh};
@@ -35,6 +35,68 @@ async fn validity_is_counted_from_the_sending_of_what_was_last_answered() {
     fake.script(|state| state.keep_alive_fates.extend(vec![CallFate::Swallow; 1_000]));
     assert_eq!(worker.lost().await, Loss::Expired);
     assert_eq!(begun.elapsed().as_millis() / 100, u128::from(TTL_MS) * 9 / 10 / 100, "nine tenths of the TTL");
+}
+
+fn seconds(time: Duration) -> u64 {
+    (time + Duration::from_millis(500)).as_secs()
+}
+
+/// Swallows all keepalives, so that nothing but the resume counts.
+async fn resumed_after(fate: impl IntoIterator<Item = CallFate>) -> (Fake, Worker) {
+    let fake = Fake::start();
+    fake.script(|state| {
+        state.resume_fates.extend(fate);
+        state.keep_alive_fates.extend(vec![CallFate::Swallow; 1_000]);
+    });
+    let worker = fake.branch("main").resume(fresh().wait(Duration::from_mins(2))).await.unwrap();
+    (fake, worker)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_counts_from_the_sending_of_the_attempt_that_was_answered() {
+    let second = Duration::from_secs(1);
+    // Whether it waited or not, and whatever came before.
+    for fates in [
+        vec![CallFate::After(second * 8)],
+        vec![CallFate::BreakAfter(second * 60), CallFate::After(second * 8)],
+        vec![CallFate::BreakAfter(second), CallFate::BreakAfter(second), CallFate::After(second * 8)],
+    ] {
+        let (_fake, worker) = resumed_after(fates).await;
+        assert_eq!(seconds(worker.validity()), 19, "nine tenths of 30 s, less 8 s");
+    }
+    let (_fake, worker) = resumed_after([CallFate::BreakAfter(second * 20), CallFate::After(second)]).await;
+    assert_eq!(seconds(worker.validity()), 26, "not 27 s: the answer took one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_that_waited_long_is_valid_once_its_first_keepalive_is_answered() {
+    let fake = Fake::start();
+    fake.script(|state| {
+        state.resume_fates.push_back(CallFate::After(TTL * 2));
+        state.keep_alive_fates.push_back(CallFate::After(TTL / 20));
+    });
+    let worker = fake.branch("main").resume(fresh().wait(TTL * 3)).await.unwrap();
+    let answered = Instant::now();
+    assert_eq!(worker.validity(), Duration::ZERO, "only the server knows when the wait ended");
+    let work = worker.run(tokio::time::sleep(TTL * 2));
+    let look = async {
+        tokio::time::sleep(TTL / 10).await;
+        worker.validity()
+    };
+    let (done, validity) = tokio::join!(work, look);
+    assert_eq!(done, Ok(()), "the first keepalive came in time");
+    assert!(validity >= TTL * 79 / 100 && validity <= TTL * 8 / 10, "{validity:?}, counted from the keepalive");
+    assert!(answered.elapsed() >= TTL * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_keepalive_has_a_tenth_of_the_ttl_to_be_answered() {
+    let (fake, worker) = resumed_after([CallFate::After(TTL * 2)]).await;
+    let answered = Instant::now();
+    assert_eq!(worker.validity(), Duration::ZERO);
+    assert_eq!(worker.run(std::future::pending::<()>()).await, Err(Loss::Expired));
+    assert_eq!(answered.elapsed().as_millis() / 10, u128::from(TTL_MS) / 10 / 10);
+    assert_eq!(fake.see(|state| state.keep_alives.len()), 1, "sent at once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,6 +195,34 @@ async fn a_release_is_repeated_until_it_is_answered() {
     worker.release().await.unwrap();
     assert_eq!(fake.see(|state| state.releases.clone()), [token, token]);
     assert_eq!(lost.await, Loss::Released);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_whose_answer_was_lost_is_done_although_a_waiter_has_the_branch_by_now() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    let (branch, token, lost) = (fake.branch("main"), worker.token(), worker.lost());
+    fake.replace_worker("main");
+    fake.script(|state| state.release_fates.push_back(CallFate::Break));
+    worker.release().await.unwrap();
+    assert_eq!(lost.await, Loss::Released);
+
+    fake.script(|state| state.release_fates.push_back(CallFate::Break));
+    branch.release(token).await.unwrap();
+    let error = branch.release(token).await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::Fenced), "no attempt was lost: the token is simply not the branch's");
+    assert_eq!(fake.see(|state| state.releases.len()), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_replaced_has_nothing_left_to_release() {
+    let fake = Fake::start();
+    let worker = fake.worker().await;
+    let lost = worker.lost();
+    let successor = fake.replace_worker("main");
+    worker.release().await.unwrap();
+    let Loss::Fenced { by: Some(by), .. } = lost.await else { panic!("fenced") };
+    assert_eq!(by.as_u64(), successor);
 }
 
 #[tokio::test(start_paused = true)]
