@@ -25,7 +25,7 @@ async fn a_port_that_is_taken_is_named_with_the_way_out() {
     let dir = server.scratch().join("other");
     let ended = output(fencepost().args(["serve", "--listen", &address, "--data-dir"]).arg(&dir)).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(UNAVAILABLE), ""));
-    for word in [address.as_str(), "is another server there?", "--listen"] {
+    for word in [address.as_str(), "another server is there", "--listen"] {
         assert!(ended.stderr.contains(word), "{}", ended.stderr);
     }
     assert!(!dir.exists(), "nothing was made before the port was had");

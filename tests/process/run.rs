@@ -126,9 +126,12 @@ async fn work_that_was_committed_under_its_id_is_not_done_again() {
     let flags = ["--commit-id", "2026-11-21"];
     ended_with(&job.ended(&flags, "echo x >> ran; echo 200").await, 0, &["committed sequence 2"]);
     let again = job.ended(&flags, "echo x >> ran; echo 300").await;
-    ended_with(&again, 0, &["'2026-11-21' was committed before", "nothing to do"]);
+    ended_with(&again, 0, &["'2026-11-21@main' was committed before", "nothing to do"]);
     assert_eq!((job.read("ran").as_str(), job.head().await.sequence()), ("x", 2), "it ran once");
     ended_with(&job.ended(&["--commit-id", "2026-11-22"], "echo 300").await, 0, &["committed sequence 3"]);
+    // The same day of another branch is other work.
+    let elsewhere = ["--commit-id", "2026-11-21", "--branch", "other", "--start-fresh"];
+    ended_with(&job.ended(&elsewhere, "echo 1").await, 0, &["prod/job/other committed sequence 1"]);
 }
 
 /// Whoever waits while another does the same work finds it done.

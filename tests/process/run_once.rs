@@ -15,7 +15,7 @@ const ON_MAIN: usize = 150;
 async fn job_with_a_past() -> Job {
     let job = Job::new().await;
     let worker = job.branch().await.resume(Resume::new("earlier").start_fresh()).await.unwrap();
-    Commit::of([(&worker, Checkpoint::at("1"))]).id("long-ago").send().await.unwrap();
+    Commit::of([(&worker, Checkpoint::at("1"))]).id("long-ago@main").send().await.unwrap();
     for i in 0..ON_MAIN {
         worker.commit(Checkpoint::at(i.to_string())).await.unwrap();
     }
@@ -33,7 +33,7 @@ async fn job_with_a_past() -> Job {
         });
     }
     others.join_all().await;
-    let forgotten = client.resolve_commit(PIPELINE, "long-ago", None).await.unwrap_err();
+    let forgotten = client.resolve_commit(PIPELINE, "long-ago@main", None).await.unwrap_err();
     assert_eq!(forgotten.reason(), Some(fencepost_client::Reason::DedupeWindowExceeded));
     job
 }
@@ -42,7 +42,7 @@ async fn job_with_a_past() -> Job {
 async fn an_id_that_the_server_forgot_is_found_in_the_history() {
     let job = job_with_a_past().await;
     let done = job.ended(&["--commit-id", "long-ago"], "touch ran; echo 200").await;
-    ended_with(&done, 0, &["'long-ago' was committed before", "nothing to do"]);
+    ended_with(&done, 0, &["'long-ago@main' was committed before", "nothing to do"]);
     assert!(!job.trace("ran").exists());
     job.is_tidy().await;
 

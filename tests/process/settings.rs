@@ -78,8 +78,8 @@ async fn a_wrong_setting_is_refused_by_name_with_what_would_be_right() {
     let cases: [(&str, &[&str]); 12] = [
         ("lease_ttl_default_ms = 999", &["lease_ttl_default_ms is 999", "1000 to 3600000"]),
         ("lease_ttl_default_ms = 3600001", &["lease_ttl_default_ms", "1000 to 3600000"]),
-        ("request_bytes_max = 65535", &["request_bytes_max is 65535", "65536 to 67108864"]),
-        ("request_bytes_max = 67108865", &["request_bytes_max", "65536 to 67108864"]),
+        ("request_bytes_max = 2097151", &["request_bytes_max is 2097151", "2097152 to 67108864"]),
+        ("request_bytes_max = 67108865", &["request_bytes_max", "2097152 to 67108864"]),
         ("batch_bytes_max = 4095", &["batch_bytes_max is 4095", "4096 to 16777216"]),
         ("segment_bytes = 1000", &["segment_bytes is 1000", "20971520 to"]),
         ("in_flight_bytes_max = 1000", &["in_flight_bytes_max is 1000", "8388608 to"]),

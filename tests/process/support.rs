@@ -151,7 +151,7 @@ impl Server {
 
 /// Settings that keep files small and make segments fill up within a test.
 pub(crate) const SMALL: [&str; 6] =
-    ["--segment-bytes", "4194304", "--batch-bytes-max", "65536", "--request-bytes-max", "262144"];
+    ["--segment-bytes", "8388608", "--batch-bytes-max", "65536", "--request-bytes-max", "2097152"];
 
 async fn serve(data_dir: &Path, port: u16) -> Child {
     let mut command = fencepost();

@@ -80,8 +80,8 @@ pub(crate) struct Run {
     /// fresh start.
     #[arg(long)]
     start_fresh: bool,
-    /// An identity for this piece of work, such as a date, in the whole pipeline: if it was committed before, do nothing
-    /// and exit 0.
+    /// An identity for this piece of work in this branch, such as a date: if it was committed before, do nothing and
+    /// exit 0. The commit is listed as ID@BRANCH.
     #[arg(long, value_name = "ID")]
     commit_id: Option<String>,
     /// How long the program may take to stop after SIGTERM when the lease is lost, in seconds, before SIGKILL.
@@ -112,7 +112,9 @@ enum TakeoverMode {
 }
 
 impl Run {
-    pub(super) async fn run(self, client: &Client, endpoint: &str) -> Result<ExitCode, CliError> {
+    pub(super) async fn run(mut self, client: &Client, endpoint: &str) -> Result<ExitCode, CliError> {
+        // Commit ids are of the pipeline, and the same piece of work is done in each of its branches.
+        self.commit_id = self.commit_id.map(|id| format!("{id}@{}", self.branch));
         let branch = client.pipeline(&self.pipeline).branch(&self.branch);
         if self.print_position {
             return print_position(&branch, self.start_fresh).await;
@@ -122,7 +124,7 @@ impl Run {
             return Ok(self.done_before(lsn));
         }
         let mut output = Output::start()?;
-        let worker = branch.resume(self.resume()).await?;
+        let worker = self.wait_for(&branch).await?;
         let verdict = self.work(client, &worker, endpoint, &mut output).await;
         if verdict.is_err() && worker.validity().is_zero() {
             // Whoever watches the job has to hear of the loss, also where nobody reads its output.
@@ -135,6 +137,23 @@ impl Run {
             }
         }
         verdict
+    }
+
+    /// Takes the branch; says what it waits for, if it has to wait.
+    async fn wait_for(&self, branch: &Branch) -> Result<Worker, CliError> {
+        let taking = branch.resume(self.resume());
+        tokio::pin!(taking);
+        tokio::select! {
+            biased;
+            taken = &mut taking => return Ok(taken?),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        note(format_args!(
+            "fencepost: waiting up to {} s for {}/{}: another worker has it, or the server does not answer \
+             ('fencepost branches {}' shows who)",
+            self.wait, self.pipeline, self.branch, self.pipeline
+        ));
+        Ok(taking.await?)
     }
 
     fn resume(&self) -> Resume {
