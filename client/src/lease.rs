@@ -281,7 +281,10 @@ impl Beat {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, leases = call.tokens.len(), "leases could not be renewed; trying again");
+                // Once for each outage: the tries that follow say nothing new.
+                if self.backoff.is_none() {
+                    tracing::warn!(%error, leases = call.tokens.len(), "leases could not be renewed; trying again");
+                }
                 self.hasten(&call.tokens);
             }
         }

@@ -123,7 +123,9 @@ impl Inner {
     fn send(&self, answers: Vec<Answer>) {
         let failure = self.failure.as_ref();
         let (streamed, mut single): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::is_streamed);
-        streamed.into_iter().for_each(|answer| answer.deliver(failure));
+        for answer in streamed {
+            answer.deliver(failure);
+        }
         if single.len() > 1 {
             // If nobody delivers any more the answers are dropped, and each says so as it is.
             let _ = self.ready.send(Ready { answers: single, failure: failure.cloned() });
