@@ -31,7 +31,7 @@ Exit codes:
   65  stored or given data is damaged
   66  no such pipeline, branch or checkpoint
   69  unavailable: the server cannot be reached, cannot start, or refuses work for now
-  74  it is not known whether the commit was applied
+  74  it is not known whether the commit was applied; `serve`: the log failed
   75  somebody else holds the lease: try again later
   77  fenced: another worker has the branch now
   78  a setting is wrong
