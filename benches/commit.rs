@@ -93,15 +93,10 @@ fn print_ratios(runtime: &Runtime, turn: Duration) {
     );
     let only_aims = std::env::args().any(|argument| argument == "--aims");
     for (name, a, b, callers, bytes, aim) in RATIOS.into_iter().filter(|ratio| !only_aims || ratio.5.is_some()) {
-        let (a, mut ceiling) = (Setup::new(runtime, a, callers, bytes), Setup::new(runtime, b, callers, bytes));
+        let (a, b) = (Setup::new(runtime, a, callers, bytes), Setup::new(runtime, b, callers, bytes));
         let (mut rates_a, mut rates_b, mut cpu_a, mut cpu_b) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..5 {
-            // Whether the two ends of a connection share a core is decided when it is made, and doubles or halves the rate
-            // of an echo: each turn has a new one.
-            if b != Subject::Log {
-                ceiling = Setup::new(runtime, b, callers, bytes);
-            }
-            let (done_a, done_b) = (a.run(runtime, Load::Time(turn)), ceiling.run(runtime, Load::Time(turn)));
+            let (done_a, done_b) = (a.run(runtime, Load::Time(turn)), b.run(runtime, Load::Time(turn)));
             rates_a.push(done_a.rate());
             rates_b.push(done_b.rate());
             cpu_a.push(done_a.cpu_us());
