@@ -4,6 +4,7 @@
 //!
 //! It knows no I/O and decides nothing.
 
+mod checkpoint;
 mod lsn;
 mod reason;
 mod token;

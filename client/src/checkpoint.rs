@@ -61,12 +61,14 @@ impl Checkpoint {
     /// As it is sent, with the checksum that protects it from here to the disk and back.
     pub(crate) fn into_message(self) -> v1::Checkpoint {
         let declared = self.integrity != v1::Integrity::default();
-        v1::Checkpoint {
-            payload_crc32: Some(payload_crc32(&self.position, &self.state)),
+        let mut message = v1::Checkpoint {
             position: self.position,
             state: self.state,
+            payload_crc32: None,
             integrity: declared.then_some(self.integrity),
-        }
+        };
+        message.payload_crc32 = Some(message.computed_crc32());
+        message
     }
 }
 
@@ -147,7 +149,7 @@ impl StoredCheckpoint {
 
     /// Fails unless position and state are byte for byte what the worker committed. Needs the state.
     pub fn verify(&self) -> Result<()> {
-        let actual = payload_crc32(&self.checkpoint.position, &self.checkpoint.state);
+        let actual = self.checkpoint.computed_crc32();
         let problem = match self.checkpoint.payload_crc32 {
             Some(stored) if stored == actual => return Ok(()),
             Some(stored) => format!("the checksum of what arrived is {actual:08x}, of what was committed {stored:08x}"),
@@ -187,14 +189,6 @@ impl StoredCheckpoint {
         };
         StoredCheckpoint { message, checkpoint }
     }
-}
-
-/// CRC-32 (IEEE) of the position followed by the state.
-fn payload_crc32(position: &[u8], state: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(position);
-    hasher.update(state);
-    hasher.finalize()
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use fencepost::Lsn;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
 
+use crate::state::entry;
+
 /// The commits of every branch, by sequence.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -31,11 +33,4 @@ impl Index {
         let commits = self.pipelines.get(pipeline)?.get(branch)?;
         commits.get(usize::try_from(sequence.checked_sub(1)?).ok()?).copied()
     }
-}
-
-fn entry<'a, V: Default>(map: &'a mut BTreeMap<Box<str>, V>, name: &str) -> &'a mut V {
-    if !map.contains_key(name) {
-        map.insert(name.into(), V::default());
-    }
-    map.get_mut(name).expect("the name was there or was just inserted")
 }

@@ -1,7 +1,7 @@
 //! The thread of the sequencer: queue in, log and outbox out.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use fencepost::Reason;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::core::{Core, shutting_down};
 use super::outbox::{Outbox, log_failed};
-use super::{SequencerConfig, Work, lease_clock};
+use super::{GRANT_BYTES_MAX, SequencerConfig, Work, lease_clock};
 use crate::error::Refusal;
 use crate::log::{Log, LogError};
 
@@ -45,22 +45,23 @@ impl Driver {
             self.core.look_at_clock(self.log.stalled_for() > DISK_STALL);
             // Whoever said in time that it is there must not lose its branch to somebody else in the queue.
             while let Ok(keepalive) = self.keepalives.try_recv() {
-                self.decide(keepalive);
+                self.decide(keepalive, 0);
             }
-            for work in drained {
+            for (work, bytes) in drained {
                 stopping |= matches!(work, Work::Stop);
-                self.decide(work);
+                self.decide(work, bytes);
             }
             for waiter in self.core.due_waiters() {
-                self.decide(Work::Resume(Box::new(waiter)));
+                self.decide(Work::Resume(Box::new(waiter)), GRANT_BYTES_MAX);
             }
             self.hand_over();
         }
         self.finish();
     }
 
-    /// What is in the queue, up to a bound; waits if there is nothing. `None`: nobody can ever ask again.
-    fn drain(&mut self) -> Option<Vec<Work>> {
+    /// What is in the queue, up to a bound, each with the room that it may need; waits if there is nothing. `None`: nobody
+    /// can ever ask again.
+    fn drain(&mut self) -> Option<Vec<(Work, usize)>> {
         let first = if self.core.needs_ticks() {
             match self.requests.recv_timeout(lease_clock::TICK) {
                 Ok(work) => Some(work),
@@ -70,23 +71,18 @@ impl Driver {
         } else {
             Some(self.requests.recv().ok()?)
         };
-        let mut bytes = first.as_ref().map_or(0, Work::bytes);
-        let mut drained = Vec::from_iter(first);
-        while bytes < self.config.batch_bytes_max {
-            match self.requests.try_recv() {
-                Ok(work) => {
-                    bytes += work.bytes();
-                    drained.push(work);
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        let (mut drained, mut bytes, mut next) = (Vec::new(), 0, first);
+        while let Some(work) = next {
+            let room = work.bytes();
+            bytes += room;
+            drained.push((work, room));
+            next = if bytes < self.config.batch_bytes_max { self.requests.try_recv().ok() } else { None };
         }
         Some(drained)
     }
 
-    /// Decides one request, with room in the entry and in the log made sure of before.
-    fn decide(&mut self, work: Work) {
-        let bytes = work.bytes();
+    /// Decides one request, with room for `bytes` in the entry and in the log made sure of before.
+    fn decide(&mut self, work: Work, bytes: usize) {
         if bytes > 0 {
             let is_full = self.core.is_full(self.config.batch_bytes_max);
             if is_full || self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES > self.config.entry_bytes_max {

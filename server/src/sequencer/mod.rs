@@ -261,21 +261,17 @@ impl Sequencer {
     }
 
     /// Commits, each for itself, in this order; the answers go where their replies say.
-    pub fn commit(&self, submissions: impl IntoIterator<Item = Submission>) {
-        let mut submissions = submissions.into_iter();
-        loop {
-            let together: Vec<_> = submissions.by_ref().take(COMMITS_TOGETHER_MAX).collect();
-            if together.is_empty() {
-                return;
-            }
-            self.send(Work::Commits(together));
+    pub fn commit(&self, mut submissions: Vec<Submission>) {
+        while !submissions.is_empty() {
+            let rest = submissions.split_off(submissions.len().min(COMMITS_TOGETHER_MAX));
+            self.send(Work::Commits(std::mem::replace(&mut submissions, rest)));
         }
     }
 
     /// Commits and waits for the answer.
     pub async fn commit_once(&self, commit: Commit, permit: Permit) -> Result<CommitDone, Refusal> {
         let (reply, answer) = CommitReply::once(permit);
-        self.commit([Submission { commit: Ok(commit), reply }]);
+        self.commit(vec![Submission { commit: Ok(commit), reply }]);
         answered(answer).await
     }
 

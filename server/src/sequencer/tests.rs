@@ -356,7 +356,7 @@ async fn a_stopped_sequencer_answers_what_it_took_and_refuses_the_rest() {
     let mut running = Running::start();
     let token = running.grant("jfk").await;
     let (reply, answer) = CommitReply::once(running.sequencer.permit(1).unwrap());
-    running.sequencer.commit([Submission { commit: Ok(commit("1", "jfk", token, 1)), reply }]);
+    running.sequencer.commit(vec![Submission { commit: Ok(commit("1", "jfk", token, 1)), reply }]);
     running.thread.take().unwrap().stop();
     assert!(answer.await.unwrap().is_ok());
     let late = running.commit(commit("2", "jfk", token, 2)).await.unwrap_err();
@@ -371,7 +371,7 @@ async fn after_a_refusal_nothing_of_its_session_is_applied_and_other_sessions_go
     let (first, second) = (Session::new(1), Session::new(2));
     let send = |session: &Arc<Session>, number, commit| {
         let reply = CommitReply::stream(answers.clone(), Arc::clone(session), number, None);
-        running.sequencer.commit([Submission { commit, reply }]);
+        running.sequencer.commit(vec![Submission { commit, reply }]);
     };
     send(&first, 1, Ok(commit("1", "jfk", jfk, 1)));
     send(&first, 2, Err(Refusal::new(Reason::InvalidField, "malformed")));

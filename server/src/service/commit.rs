@@ -147,7 +147,7 @@ impl Inbound {
             let mut submissions = Vec::with_capacity(message.commits.len());
             for commit in message.commits {
                 if self.unanswered.available_permits() == 0 {
-                    self.sequencer.commit(submissions.drain(..));
+                    self.sequencer.commit(std::mem::take(&mut submissions));
                 }
                 // Whoever does not read its answers has to wait; nobody else does.
                 let Ok(permit) = self.unanswered.acquire().await else { return Ok(()) };

@@ -10,7 +10,6 @@ use fencepost::{Lsn, Reason};
 use prost::Message as _;
 use tonic::Status;
 
-use super::shape;
 use super::status::status;
 use crate::error::Refusal;
 use crate::log::{Log, ReadError};
@@ -64,7 +63,7 @@ pub(super) fn checkpoint(
     let moved = moved.filter(|_| committed.pipeline == pipeline);
     let moved = moved.ok_or_else(|| corrupt(lsn, format!("it does not move branch '{branch}' of '{pipeline}'")))?;
     let mut checkpoint = moved.checkpoint.unwrap_or_default();
-    if checkpoint.payload_crc32 != Some(shape::crc(&checkpoint)) {
+    if checkpoint.payload_crc32 != Some(checkpoint.computed_crc32()) {
         return Err(corrupt(lsn, "its payload does not have the CRC it was stored with".to_owned()));
     }
     let state_bytes = checkpoint.state.len() as u64;

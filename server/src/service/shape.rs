@@ -83,7 +83,7 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
             Refusal::field(Reason::InvalidField, &format!("branches[{i}].checkpoint"), "", "a checkpoint")
         })?;
         check_checkpoint(i, checkpoint)?;
-        let actual = crc(checkpoint);
+        let actual = checkpoint.computed_crc32();
         let declared = checkpoint.payload_crc32.replace(actual);
         if declared.is_some_and(|declared| declared != actual) {
             payload_fault.get_or_insert_with(|| corrupted(&branch.branch, declared.unwrap_or_default(), actual));
@@ -110,14 +110,6 @@ pub(super) fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
     }
     let shown: String = id.chars().take(60).flat_map(char::escape_default).collect();
     Err(Refusal::field(Reason::InvalidName, field, shown, "1 to 128 printable ASCII characters without spaces"))
-}
-
-/// CRC-32 of position and state, as every checkpoint carries it.
-pub(super) fn crc(checkpoint: &Checkpoint) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&checkpoint.position);
-    hasher.update(&checkpoint.state);
-    hasher.finalize()
 }
 
 fn check_checkpoint(i: usize, checkpoint: &Checkpoint) -> Result<(), Refusal> {

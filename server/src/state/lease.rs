@@ -41,11 +41,6 @@ impl Grant {
             released: false,
         }
     }
-
-    /// Whether the holder gave the branch back.
-    pub fn is_released(&self) -> bool {
-        self.released
-    }
 }
 
 /// A request for a branch, its shape already checked.

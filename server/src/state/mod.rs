@@ -333,7 +333,7 @@ impl Branch {
 }
 
 /// The value of `name`, made if need be. Looks up before it makes, so that a known name is never copied.
-fn entry<'a, V: Default>(map: &'a mut BTreeMap<Box<str>, V>, name: &str) -> &'a mut V {
+pub(crate) fn entry<'a, V: Default>(map: &'a mut BTreeMap<Box<str>, V>, name: &str) -> &'a mut V {
     if !map.contains_key(name) {
         map.insert(name.into(), V::default());
     }
