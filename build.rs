@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 /// Files that define a service or a root message; what they import comes along.
-const ROOTS: [&str; 6] = [
+const ROOTS: [&str; 8] = [
     "fencepost/v1/checkpoint.proto",
     "fencepost/v1/cluster.proto",
     "fencepost/v1/commit.proto",
     "fencepost/v1/lease.proto",
     "fencepost/v1/log.proto",
+    "fencepost/v1/maintenance.proto",
+    "fencepost/v1/pipeline.proto",
     "fencepost/log/v1/fact.proto",
 ];
 

@@ -120,6 +120,12 @@ reasons! {
     InvalidName = "INVALID_NAME", InvalidArgument, No, Stop;
     /// A field is missing, out of range, or contradicts another.
     InvalidField = "INVALID_FIELD", InvalidArgument, No, Stop;
+    /// Something of that name is there already.
+    Exists = "EXISTS", AlreadyExists, No, Stop;
+    /// The pipeline is being imported and cannot be used before that is done.
+    Importing = "IMPORTING", FailedPrecondition, No, Retry;
+    /// The index of old checkpoints is being made again from the log.
+    IndexRebuilding = "INDEX_REBUILDING", Unavailable, No, Retry;
     /// The server is stopping; nothing of the request was done.
     ShuttingDown = "SHUTTING_DOWN", Unavailable, No, Retry;
     /// The log could not be written. The server stopped taking writes until it is restarted.

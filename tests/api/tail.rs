@@ -27,6 +27,7 @@ fn kind(fact: &TailFact) -> String {
             let moved = committed.branches.iter().map(|moved| format!("{} {}", moved.branch, moved.sequence));
             format!("committed {}", moved.collect::<Vec<_>>().join(", "))
         }
+        other => format!("{other:?}"),
     }
 }
 

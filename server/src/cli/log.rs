@@ -86,7 +86,7 @@ fn line(lsn: Lsn, fact: &Fact) -> String {
             });
             format!("committed  {}", moved.collect::<Vec<_>>().join(", "))
         }
-        None => "unknown    a kind of fact that this version does not know".to_owned(),
+        _ => "unknown    a kind of fact that this version does not know".to_owned(),
     };
     format!("{:<8} {}  {what}", lsn.to_string(), time(fact.at_ms))
 }
@@ -132,7 +132,7 @@ fn json(lsn: Lsn, fact: &Fact) -> Value {
             });
             ("committed", what)
         }
-        None => ("unknown", json!({})),
+        _ => ("unknown", json!({})),
     };
     let mut line = json!({ "lsn": lsn.to_string(), "at": time(fact.at_ms), "kind": kind });
     if let (Some(line), Value::Object(what)) = (line.as_object_mut(), what) {

@@ -36,6 +36,7 @@ impl ClusterService for Service {
             branches,
             leases,
             counters: Some(sequencer.counters().snapshot()),
+            store: None,
         }))
     }
 }

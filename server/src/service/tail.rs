@@ -162,20 +162,13 @@ fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<
 }
 
 fn matches(fact: &Fact, request: &TailRequest) -> bool {
-    let is_wanted = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
-    let (pipeline, branches): (&str, Vec<&str>) = match &fact.kind {
-        Some(Kind::LeaseGranted(granted)) => (&granted.pipeline, vec![&granted.branch]),
-        Some(Kind::LeaseReleased(released)) => (&released.pipeline, vec![&released.branch]),
-        Some(Kind::Committed(committed)) => {
-            (&committed.pipeline, committed.branches.iter().map(|moved| moved.branch.as_str()).collect())
-        }
-        Some(Kind::ClusterCreated(_)) | None => return request.pipeline.is_empty() && request.branch.is_empty(),
-    };
-    is_wanted(&request.pipeline, pipeline) && branches.iter().any(|branch| is_wanted(&request.branch, branch))
+    let in_pipeline = request.pipeline.is_empty() || fact.pipeline() == Some(&request.pipeline);
+    in_pipeline && (request.branch.is_empty() || fact.branches().any(|branch| branch == request.branch))
 }
 
 fn leave_states_out(fact: &mut Fact) {
-    let Some(Kind::Committed(committed)) = &mut fact.kind else { return };
-    committed.digest = Bytes::copy_from_slice(&committed.digest);
-    committed.branches.iter_mut().filter_map(|moved| moved.checkpoint.as_mut()).for_each(facts::leave_state_out);
+    if let Some(Kind::Committed(committed)) = &mut fact.kind {
+        committed.digest = Bytes::copy_from_slice(&committed.digest);
+    }
+    fact.checkpoints_mut().flatten().for_each(facts::leave_state_out);
 }

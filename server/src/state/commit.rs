@@ -69,6 +69,7 @@ impl State {
             pipeline: request.pipeline,
             commit_id: request.commit_id,
             digest: bytes::Bytes::copy_from_slice(&digest),
+            number: 0,
             branches: request
                 .branches
                 .into_iter()
@@ -77,6 +78,7 @@ impl State {
                     sequence: branch.sequence,
                     token: branch.token,
                     checkpoint: branch.checkpoint,
+                    retained_from: 0,
                 })
                 .collect(),
         }))

@@ -184,7 +184,7 @@ impl State {
             Some(Kind::LeaseGranted(granted)) => self.apply_lease_granted(lsn, fact.at_ms, granted),
             Some(Kind::LeaseReleased(released)) => self.apply_lease_released(released),
             Some(Kind::Committed(committed)) => self.apply_committed(lsn, fact.at_ms, committed),
-            None => Err("it is of a kind that this version does not know".to_owned()),
+            _ => Err("it is of a kind that this version does not know".to_owned()),
         };
         outcome.map_err(inconsistent)?;
         self.applied = lsn;
