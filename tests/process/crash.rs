@@ -132,7 +132,7 @@ async fn check_log(client: &Client, acknowledged: &BTreeMap<(String, u64), Lsn>)
                     places.insert((moved.branch, moved.sequence), lsn);
                 }
             }
-            FactKind::ClusterCreated(_) | FactKind::LeaseReleased(_) => {}
+            _ => {}
         }
     }
     for (commit, lsn) in acknowledged {
