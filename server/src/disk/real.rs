@@ -65,6 +65,30 @@ impl Disk for RealDisk {
     }
 }
 
+/// For the index, whose database is several files in a directory that comes and goes as a whole.
+impl RealDisk {
+    /// The names of the directories in a directory, sorted.
+    pub fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a directory and everything in it; nothing happens if it is not there.
+    pub fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct RealFile(fs::File);
 

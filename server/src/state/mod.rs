@@ -31,7 +31,7 @@ pub use commit::{Commit, CommitVerdict, Resolution};
 pub use lease::{Grant, Resume, ResumeTiming, ResumeVerdict};
 pub use names::{check_name, check_pipeline};
 use window::CommitWindow;
-pub use window::{Digest, WINDOW_COMMITS};
+pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
 use crate::error::Refusal;
 

@@ -45,8 +45,8 @@ impl CommitWindow {
     }
 }
 
-/// A caller's id as it is remembered.
-pub(super) fn key(id: &str) -> Digest {
+/// A caller's id as it is remembered, here and in the index.
+pub fn key(id: &str) -> Digest {
     let hash = blake3::hash(id.as_bytes());
     let (head, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");
     *head

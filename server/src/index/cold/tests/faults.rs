@@ -1,0 +1,126 @@
+//! Damaged files: whatever is wrong with them, the index answers right or says that it is made again.
+//!
+//! `FENCEPOST_INDEX_FAULTS` says how many faults to try; the answers are counted and printed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::super::*;
+use super::support::{everything, fed, lsn, open};
+
+const COMMITS: u64 = 3_500;
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else { drop(std::fs::copy(entry.path(), target)) }
+    }
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() { files(&entry.path(), found) } else { found.push(entry.path()) }
+    }
+    found.sort();
+}
+
+/// Damages one thing and says what.
+fn damage(dir: &Path, random: &mut StdRng) -> String {
+    let mut all = Vec::new();
+    files(dir, &mut all);
+    let file = all[random.random_range(0..all.len())].clone();
+    let name = file.file_name().unwrap().to_string_lossy().into_owned();
+    let mut bytes = std::fs::read(&file).unwrap();
+    // Most of the file may be unused.
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1).min(bytes.len());
+    let at = random.random_range(0..used.max(1));
+    let what = match random.random_range(0..10) {
+        0..=3 if !bytes.is_empty() => {
+            bytes[at] ^= 1 << random.random_range(0..8);
+            format!("flip in {name}")
+        }
+        4 if !bytes.is_empty() => {
+            let end = (at / 512 * 512 + 512).min(bytes.len());
+            bytes[at / 512 * 512..end].fill(0);
+            format!("zeroed sector of {name}")
+        }
+        5 | 6 => {
+            bytes.truncate(at);
+            format!("truncated {name}")
+        }
+        7 => {
+            std::fs::remove_file(&file).unwrap();
+            return format!("deleted {name}");
+        }
+        8 => {
+            let other = all[random.random_range(0..all.len())].clone();
+            let others = std::fs::read(&other).unwrap();
+            std::fs::write(&other, &bytes).unwrap();
+            bytes = others;
+            "swapped files".to_owned()
+        }
+        _ => {
+            bytes = (0..random.random_range(0..70_000)).map(|_| random.random()).collect();
+            format!("garbage in place of {name}")
+        }
+    };
+    std::fs::write(&file, &bytes).unwrap();
+    what
+}
+
+/// Reads everything in a thread of its own, with a bound on how long that may take.
+fn outcome(dir: &Path) -> &'static str {
+    let (done, outcome) = channel();
+    let dir = dir.to_owned();
+    std::thread::spawn(move || {
+        let index = open(&dir);
+        let opened = index.opened();
+        let found = match &opened {
+            Status::Ready { applied } if *applied == lsn(COMMITS) => match everything(&index, COMMITS) {
+                Ok(()) => "right",
+                Err(_) => "found damaged by a question",
+            },
+            Status::Rebuilding { applied: Lsn::ZERO } => "found damaged at opening",
+            other => panic!("the index says that it is {other:?}"),
+        };
+        index.stop();
+        drop(done.send(found));
+    });
+    // A thread that panicked has dropped its end.
+    outcome.recv_timeout(Duration::from_secs(60)).expect("a wrong answer, a panic or a hang")
+}
+
+#[test]
+fn damaged_files_never_make_a_wrong_answer() {
+    let faults = std::env::var("FENCEPOST_INDEX_FAULTS").map_or(300, |count| count.parse().unwrap());
+    let seed = std::env::var("FENCEPOST_INDEX_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good");
+    let index = fed(&good, COMMITS);
+    // A second feed that changes much of the first, as in life.
+    let retain = Change::Retain { pipeline: "p/p".to_owned(), branch: "gone".to_owned(), sequences: 1..=1, pinned: vec![] };
+    index.feed(lsn(COMMITS), vec![retain], lsn(COMMITS)).unwrap();
+    index.stop();
+    let mut counts: BTreeMap<(String, &str), u32> = BTreeMap::new();
+    for number in 0..faults {
+        let mut random = StdRng::seed_from_u64(seed * 1_000_003 + number);
+        let damaged = dir.path().join(format!("{number}"));
+        copy(&good, &damaged);
+        let what = damage(&damaged, &mut random);
+        let outcome = outcome(&damaged);
+        let kind = what.split("snap.").next().unwrap_or_default().to_owned();
+        *counts.entry((kind, outcome)).or_default() += 1;
+        std::fs::remove_dir_all(&damaged).unwrap();
+    }
+    for ((what, outcome), count) in &counts {
+        println!("{count:6} {what}: {outcome}");
+    }
+    assert_eq!(counts.values().sum::<u32>(), faults as u32);
+    assert!(counts.keys().any(|(_, outcome)| *outcome != "right"), "no fault had any effect: {counts:?}");
+}
