@@ -11,7 +11,7 @@ pub(crate) const REFUSED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// The stored or given data is damaged.
 pub(crate) const INTEGRITY: u8 = 65;
-/// There is no such pipeline, branch, checkpoint or savepoint.
+/// There is no such pipeline, branch, checkpoint, savepoint or file.
 pub(crate) const NOT_FOUND: u8 = 66;
 /// No server could be reached, or it could not answer.
 pub(crate) const UNAVAILABLE: u8 = 69;
@@ -31,7 +31,7 @@ Exit codes:
    1  refused, for a reason without a code of its own
    2  the command line is wrong
   65  stored or given data is damaged
-  66  no such pipeline, branch, checkpoint or savepoint
+  66  no such pipeline, branch, checkpoint, savepoint or file
   69  unavailable: the server cannot be reached, cannot start, or refuses work for now
   74  it is not known whether the commit, rewind, fork or import was applied; `serve`: the log
       failed

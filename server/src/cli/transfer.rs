@@ -101,5 +101,8 @@ fn partial(file: &Path) -> PathBuf {
 }
 
 fn failed(what: &str, file: &Path, cause: io::Error) -> CliError {
+    if cause.kind() == io::ErrorKind::NotFound {
+        return CliError::new(exit::NOT_FOUND, format!("{what} {}: {cause}", file.display()));
+    }
     CliError::io(format_args!("{what} {}", file.display()), cause)
 }
