@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fencepost::log::v1::Fact;
-use fencepost::log::v1::fact::Kind;
 use fencepost::{Lsn, v1};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -248,11 +247,8 @@ struct NobodyReads;
 
 /// About how much memory a fact takes.
 fn size(fact: &Fact) -> usize {
-    let Some(Kind::Committed(committed)) = &fact.kind else { return 1_024 };
-    let branches = committed.branches.iter().map(|moved| {
-        let payload =
-            moved.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len());
-        512 + payload
+    let checkpoints = fact.checkpoints().map(|(_, _, checkpoint)| {
+        512 + checkpoint.map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len())
     });
-    512 + branches.sum::<usize>()
+    1_024 + checkpoints.sum::<usize>()
 }

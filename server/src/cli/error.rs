@@ -32,6 +32,13 @@ impl CliError {
         CliError::new(exit::UNAVAILABLE, format!("{what}: {cause}"))
     }
 
+    /// Of a change that must not be made twice: an unknown outcome has a code of its own.
+    pub(super) fn of_change(error: Error) -> CliError {
+        let is_unknown = matches!(error, Error::Unanswered { .. });
+        let failed = CliError::from(error);
+        CliError { code: if is_unknown { exit::IN_DOUBT } else { failed.code }, ..failed }
+    }
+
     /// Prints it to standard error, for a person or as one line of JSON.
     pub(super) fn report(self, output: &Output) -> ExitCode {
         if output.is_json() {

@@ -427,7 +427,7 @@ fn exit_code(status: ExitStatus) -> u8 {
 }
 
 fn machine_name() -> String {
-    let name: String = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = super::actor::host();
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name: String = name.chars().filter(|c| is_allowed(*c)).take(fencepost::NAME_BYTES_MAX).collect();
     let name = name.trim_start_matches(['.', '-']);
