@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fencepost::LogIndex;
 use fencepost_server::disk::sim::{Random, SimDisk};
 use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError};
@@ -93,10 +94,19 @@ pub(crate) fn check(log: &InlineLog, seed: u64) -> u64 {
         let entry = entry.unwrap();
         last += 1;
         assert_eq!((entry.index, entry.based_on, entry.term), (LogIndex(last), LogIndex(last - 1), 3));
-        assert_eq!(entry.facts, payloads(seed, last), "entry {last}");
+        assert_eq!(dense(entry.facts), payloads(seed, last), "entry {last}");
     }
     assert_eq!(last, log.last_index().0);
     last
+}
+
+/// The payloads of an entry that nothing was taken from.
+pub(crate) fn dense(facts: Vec<(u16, Bytes)>) -> Vec<Vec<u8>> {
+    let payload = |(due, (ordinal, payload)): (u16, (u16, Bytes))| {
+        assert_eq!(ordinal, due);
+        payload.to_vec()
+    };
+    (0..).zip(facts).map(payload).collect()
 }
 
 /// Opens what a crash left, checks it against what was promised, and goes on with it. Answers the last entry found.

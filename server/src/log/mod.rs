@@ -18,6 +18,7 @@
 //! `reader`; `driver` has the threads.
 
 mod catalog;
+mod compact;
 mod driver;
 mod entry;
 mod error;
@@ -28,6 +29,7 @@ mod prepare;
 mod reader;
 mod recovery;
 mod segment;
+mod segment_file;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ mod verify;
 mod walk;
 mod writer;
 
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -45,12 +48,15 @@ use fencepost::{LogIndex, Lsn};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use compact::{Compacted, Fate};
 pub use driver::Done;
 pub use entry::{Entry, EntryBuilder, FACTS_MAX};
-pub use error::{Damage, Failure, LogError, OpenError, ReadError};
+pub use error::{CompactError, Damage, Failure, LogError, OpenError, ReadError, SegmentFileError};
 #[cfg(any(test, feature = "testing"))]
 pub use inline::InlineLog;
 pub use reader::{Entries, Scan};
+pub use segment::{Content, SegmentLabel};
+pub use segment_file::{SegmentFileReader, SegmentFileSummary, SegmentFileWriter};
 pub use verify::{Inspector, SegmentReport, Tail, VerifyReport, verify};
 pub use walk::ReadEntry;
 
@@ -109,6 +115,23 @@ pub struct LogStatus {
     pub bytes: u64,
     /// The failure that ended the log, if one did.
     pub failure: Option<Arc<Failure>>,
+}
+
+/// A sealed segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// The numbers that it stands for: several after compaction, otherwise one.
+    pub numbers: RangeInclusive<u64>,
+    /// The first index that belongs to it, whether or not its entry is left.
+    pub first_index: LogIndex,
+    /// The last index that belongs to it, whether or not its entry is left.
+    pub last_index: LogIndex,
+    /// The length of its file.
+    pub file_bytes: u64,
+    /// How many facts it has.
+    pub facts: u64,
+    /// The newest state by which facts of it were judged dispensable; zero if it was never compacted.
+    pub judged_at: Lsn,
 }
 
 /// An open log. Dropping it closes it.
@@ -214,6 +237,54 @@ impl Log {
     /// The durable entries from an index on, in order.
     pub fn entries(&self, from: LogIndex) -> Entries {
         Entries::new(Arc::clone(&self.catalog), from)
+    }
+
+    /// The sealed segments, in order.
+    pub fn sealed(&self) -> Vec<SegmentInfo> {
+        self.catalog.sealed().iter().map(catalog::Sealed::info).collect()
+    }
+
+    /// Follows the last index that is in a sealed segment. It changes at each rotation.
+    pub fn seals(&self) -> watch::Receiver<LogIndex> {
+        self.catalog.seals.subscribe()
+    }
+
+    /// The last index that is in a sealed segment; zero if there is none.
+    pub fn sealed_through(&self) -> LogIndex {
+        *self.catalog.seals.borrow()
+    }
+
+    /// The newest state by which facts anywhere in the log were judged dispensable; zero if it was never compacted.
+    pub fn judged_at(&self) -> Lsn {
+        self.catalog.judged_at()
+    }
+
+    /// The same of the segment that a position belongs to.
+    pub fn judged_at_of(&self, lsn: Lsn) -> Lsn {
+        self.catalog.judged_at_of(lsn.index())
+    }
+
+    /// Makes one segment of a run of sealed ones, without the facts that `judge` drops and with others in the form that it
+    /// gives them. `judged_at` is the position of the state by which it judges, which must cover the run.
+    ///
+    /// Every byte is checked on the way. `pace` hears how many bytes were read or written since it was called last; it
+    /// may wait, and it may stop everything, which then has no effect. Appending and reading go on meanwhile. One
+    /// compaction or snapshot runs at a time; a second one waits.
+    pub fn compact(
+        &self,
+        run: RangeInclusive<u64>,
+        judged_at: Lsn,
+        judge: &mut dyn FnMut(Lsn, &Bytes) -> Fate,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Compacted, CompactError> {
+        compact::compact(&self.catalog, run, judged_at, judge, pace)
+    }
+
+    /// Reads a sealed segment, named by its first number, from the disk and checks every byte of it. Lists the damage, up
+    /// to a hundred places; what the disk cannot read counts as damage. A segment that is not there is not damaged: it was
+    /// replaced meanwhile. `pace` is as in [`Log::compact`]; if it stops the check, what was found until then counts.
+    pub fn check_segment(&self, number: u64, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Vec<Damage>> {
+        verify::check_segment(&self.catalog, number, pace)
     }
 
     /// How long the write in flight has been waiting for the disk; zero if there is none.
