@@ -54,7 +54,10 @@ impl State {
             Some(Kind::LeaseGranted(granted)) => self.apply_lease_granted(lsn, at_ms, granted, before),
             Some(Kind::LeaseReleased(released)) => self.apply_lease_released(released, before),
             Some(Kind::Committed(committed)) => self.apply_committed(lsn, at_ms, committed, before),
-            Some(Kind::PolicySet(set)) => self.apply_policy_set(lsn, at_ms, set),
+            Some(Kind::PolicySet(set)) => {
+                self.apply_policy_set(lsn, at_ms, set);
+                Ok(())
+            }
             Some(Kind::SavepointCreated(created)) => self.apply_savepoint_created(lsn, at_ms, created, before),
             Some(Kind::SavepointDeleted(deleted)) => self.apply_savepoint_deleted(deleted, before),
             Some(Kind::Rewound(rewound)) => self.apply_rewound(lsn, at_ms, rewound, before),
@@ -145,14 +148,13 @@ impl State {
         Ok(())
     }
 
-    fn apply_policy_set(&mut self, lsn: Lsn, at_ms: u64, set: &PolicySet) -> Result<(), String> {
+    fn apply_policy_set(&mut self, lsn: Lsn, at_ms: u64, set: &PolicySet) {
         let pipeline = entry(&mut self.pipelines, &set.pipeline);
         let policy = set.policy.unwrap_or_default();
         pipeline.policy = Some(Box::new(PolicyInForce { policy, lsn, set_at_ms: at_ms }));
         for branch in pipeline.branches.values_mut().filter(|branch| branch.past.is_some()) {
             branch.change_past(|past| past.times = Times::default());
         }
-        Ok(())
     }
 
     fn apply_savepoint_created(

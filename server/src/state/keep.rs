@@ -18,7 +18,7 @@ pub enum Keep {
     /// It stays as it is.
     Whole,
     /// It stays without the checkpoints that are not retained any more.
-    Reduced(Fact),
+    Reduced(Box<Fact>),
     /// It goes.
     Nothing,
 }
@@ -111,5 +111,5 @@ fn checkpoints_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_shell_kept: i
             *checkpoint = None;
         }
     }
-    Keep::Reduced(reduced)
+    Keep::Reduced(Box::new(reduced))
 }

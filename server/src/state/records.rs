@@ -16,6 +16,7 @@ use fencepost::{Lsn, Token};
 
 use super::lease::Standing;
 use super::pipeline::Origin;
+use super::rewind::Rewinds;
 use super::window::WindowEntry;
 use super::{Branch, Digest, Grant, Head, Pipeline, PolicyInForce, Savepoint, State};
 
@@ -122,7 +123,7 @@ fn pipeline<'a>(name: &str, pipeline: &'a Pipeline) -> impl Iterator<Item = Reco
 }
 
 fn written(name: &str, branch: &Branch) -> BranchState {
-    let rewinds = branch.rewinds().into_iter().flat_map(|rewinds| rewinds.iter());
+    let rewinds = branch.rewinds().into_iter().flat_map(Rewinds::iter);
     let mut written = BranchState {
         name: name.to_owned(),
         sequence: branch.head.sequence,

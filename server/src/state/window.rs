@@ -163,7 +163,10 @@ impl Eq for CommitWindow {}
 
 impl fmt::Debug for CommitWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitWindow").field("newest", &self.newest).field("ids", &self.places.len()).finish()
+        f.debug_struct("CommitWindow")
+            .field("newest", &self.newest)
+            .field("ids", &self.places.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -373,7 +373,7 @@ impl History {
             }
             match state.keep(lsn, &fact, now_ms, &is_gone) {
                 Keep::Whole => Some((lsn, fact)),
-                Keep::Reduced(reduced) => Some((lsn, reduced)),
+                Keep::Reduced(reduced) => Some((lsn, *reduced)),
                 Keep::Nothing => None,
             }
         });
