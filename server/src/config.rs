@@ -93,8 +93,20 @@ pub mod limits {
     pub const FINGERPRINT_BYTES_MAX: usize = 64;
     /// Branches in a commit.
     pub const BRANCHES_MAX: usize = 128;
-    /// Reason of a resume, in bytes.
+    /// Reason of a resume or of a change of a pipeline's history, in bytes.
     pub const REASON_BYTES_MAX: usize = 1 << 10;
+    /// Who asked for a change of a pipeline's history, in characters.
+    pub const ACTOR_CHARS_MAX: usize = 128;
+    /// Newest checkpoints of each branch that a policy can keep.
+    pub const KEEP_LAST_MAX: u64 = 1_000_000;
+    /// Newest checkpoints of each branch that a policy keeps that does not say how many.
+    pub const KEEP_LAST_DEFAULT: u64 = 10;
+    /// How long a policy that does not say keeps who did what and why.
+    pub const AUDIT_FOR_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+    /// Longest time that a policy can name: ten years.
+    pub const POLICY_AGE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+    /// Savepoints of a pipeline.
+    pub const SAVEPOINTS_MAX: usize = 10_000;
     /// Leases in a keepalive.
     pub const KEEPALIVE_LEASES_MAX: usize = 10_000;
     /// Sessions on a commit stream at a time.

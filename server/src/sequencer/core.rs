@@ -19,7 +19,7 @@ use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -230,7 +230,7 @@ impl Core {
         let grant = branch.and_then(Branch::lease);
         Granted {
             token,
-            ttl: grant.map(|grant| grant.ttl).unwrap_or_default(),
+            ttl: grant.map(Grant::ttl).unwrap_or_default(),
             lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
             head: branch.and_then(Branch::head),
             seen: self.seen(),
@@ -244,7 +244,7 @@ impl Core {
                 let grant = state.check_lease(lease)?;
                 leases.hear(grant.token);
                 self.counters.keepalive();
-                Ok(grant.ttl)
+                Ok(grant.ttl())
             });
             KeptAlive { leases: kept.collect(), seen: state.applied() }
         });

@@ -195,8 +195,9 @@ fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> Bran
         lease: branch.lease().map(|grant| LeaseInfo {
             token: grant.token.as_u64(),
             holder: grant.holder.to_string(),
-            ttl_ms: grant.ttl.as_millis() as u64,
-            remaining_ms: (grant.ttl + grant.lock_delay).saturating_sub(view.silent(grant.token)).as_millis() as u64,
+            ttl_ms: grant.ttl().as_millis() as u64,
+            remaining_ms: (grant.ttl() + grant.lock_delay()).saturating_sub(view.silent(grant.token)).as_millis()
+                as u64,
             granted_at_ms: grant.granted_at_ms,
         }),
         head_sequence: head.map_or(0, |head| head.sequence),

@@ -84,7 +84,7 @@ impl CommitService for Service {
                 let known = (!branch.is_empty()).then_some((branch.as_str(), sequence));
                 let resolution = view.state.resolve_commit(cluster.as_ref(), &pipeline, &commit_id, known)?;
                 Ok(match resolution {
-                    Resolution::Applied(lsn) => Place::Certain(lsn),
+                    Resolution::Applied(lsn) | Resolution::Perhaps(lsn) => Place::Certain(lsn),
                     Resolution::NotApplied => Place::Nowhere,
                     Resolution::AskHistory => {
                         view.index.commit(&pipeline, &branch, sequence).map_or(Place::Nowhere, Place::Possible)

@@ -1,5 +1,6 @@
 //! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
 
+mod history;
 mod model;
 
 use std::time::Duration;
@@ -364,7 +365,7 @@ fn an_old_commit_is_resolved_by_its_sequence_once_its_id_is_forgotten() {
     let resolve = |store: &Store, id: &str, branch| store.state.resolve_commit(None, PIPELINE, id, branch);
     store.commit(commit("first", &[("jfk", token, 1)])).unwrap();
     assert_eq!(resolve(&store, "never", None), Ok(Resolution::NotApplied));
-    for i in 0..WINDOW_COMMITS as u64 {
+    for i in 0..WINDOW_COMMITS {
         store.commit(commit(&format!("{i}"), &[("jfk", token, i + 2)])).unwrap();
     }
     assert!(matches!(resolve(&store, "0", None), Ok(Resolution::Applied(_))));
