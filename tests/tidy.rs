@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The server's modules, each of which may use only those before it.
-const LAYERS: [&str; 13] = [
+const LAYERS: [&str; 15] = [
     "clock",
     "error",
     "config",
@@ -17,7 +17,9 @@ const LAYERS: [&str; 13] = [
     "log",
     "state",
     "index",
+    "upkeep",
     "sequencer",
+    "ops",
     "service",
     "connections",
     "server",

@@ -14,6 +14,8 @@ pub mod state;
 
 pub mod index;
 
+pub mod upkeep;
+
 pub mod sequencer;
 
 pub mod service;

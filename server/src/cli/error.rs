@@ -74,9 +74,8 @@ impl From<ServerError> for CliError {
             ServerError::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
             ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
             ServerError::Open(OpenError::Corrupt(_))
-            | ServerError::Read(_)
-            | ServerError::Undecodable { .. }
-            | ServerError::Inconsistent(_) => exit::INTEGRITY,
+            | ServerError::Replay(_)
+            | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())
     }

@@ -106,6 +106,7 @@ impl Core {
                 let answer = read(&self.view);
                 self.batch.answers.push(answer);
             }
+            Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }

@@ -27,7 +27,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
-use fencepost::{Lsn, Token};
+use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
@@ -41,7 +41,7 @@ use self::reply::{Answer, Budget};
 use self::waiters::Waiter;
 use crate::clock::Clock;
 use crate::error::Refusal;
-use crate::index::Index;
+use crate::index::{Forgotten, Index};
 use crate::log::Log;
 use crate::metrics::Counters;
 use crate::state::{Commit, Head, Resume, State};
@@ -148,6 +148,8 @@ enum Work {
         reply: oneshot::Sender<Result<Released, Refusal>>,
     },
     Read(ReadWork),
+    /// The index on disk has everything through this entry, so it need not be in memory any more.
+    Forget(LogIndex, std::sync::mpsc::Sender<Forgotten>),
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -162,7 +164,12 @@ impl Work {
         match self {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
-            Work::KeepAlive { .. } | Work::Read(_) | Work::Nudge | Work::Hurry | Work::Stop => 0,
+            Work::KeepAlive { .. }
+            | Work::Read(_)
+            | Work::Forget(..)
+            | Work::Nudge
+            | Work::Hurry
+            | Work::Stop => 0,
         }
     }
 }
@@ -308,6 +315,15 @@ impl Sequencer {
             }))
         })
         .await
+    }
+
+    /// Lets go of recent history that the index on disk has, all through this entry. Blocks until that is done; what it
+    /// frees, which may take a while, it frees on the caller's thread.
+    pub fn forget_through(&self, index: LogIndex) {
+        let (forgotten, dropped_here) = std::sync::mpsc::channel();
+        self.send(Work::Forget(index, forgotten));
+        // A sequencer that is gone has freed everything.
+        drop(dropped_here.recv());
     }
 
     /// From now on nobody waits for a lease: the server is about to stop.

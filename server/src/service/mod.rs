@@ -26,8 +26,10 @@ use tonic_health::server::HealthReporter;
 
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
+use crate::index::ColdIndex;
 use crate::log::Log;
 use crate::sequencer::Sequencer;
+use crate::upkeep::Upkeep;
 
 pub use oversized::name_oversized;
 
@@ -38,6 +40,10 @@ pub struct Backend {
     pub sequencer: Sequencer,
     /// Holds what checkpoints say.
     pub log: Arc<Log>,
+    /// Knows where old checkpoints are.
+    pub cold: ColdIndex,
+    /// Keeps the store small and checked.
+    pub upkeep: Arc<Upkeep>,
     /// Settings.
     pub config: Arc<Config>,
     /// The only clock.

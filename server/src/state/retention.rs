@@ -112,7 +112,7 @@ impl Pipeline {
     }
 
     /// How long who did what and why is kept.
-    pub(super) fn audit_for_ms(&self) -> u64 {
+    pub fn audit_for_ms(&self) -> u64 {
         with_defaults(self.policy().map(|set| &set.policy)).audit_for_ms
     }
 }

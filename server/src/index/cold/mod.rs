@@ -16,6 +16,7 @@ mod store;
 mod tests;
 mod worker;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +142,12 @@ pub struct Located {
     pub branch: String,
     /// Of the checkpoint.
     pub sequence: u64,
+}
+
+impl fmt::Display for Located {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}@{}", self.pipeline, self.branch, self.sequence)
+    }
 }
 
 /// How the index is.
@@ -391,7 +398,8 @@ impl ColdIndex {
         work: impl FnOnce(&mut Store) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, IndexError> {
         match self.status() {
-            Status::Ready { applied } if applied >= after => {}
+            // It is fed whole entries.
+            Status::Ready { applied } if applied.index() >= after.index() => {}
             Status::Ready { applied } | Status::Rebuilding { applied } => {
                 return Err(IndexError::Rebuilding { applied });
             }
@@ -473,8 +481,8 @@ fn stopped() -> IndexError {
     IndexError::Failed { why: "the server is stopping".to_owned() }
 }
 
-impl std::fmt::Debug for ColdIndex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ColdIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ColdIndex").field(&self.status()).finish()
     }
 }
