@@ -9,7 +9,7 @@ use std::time::Duration;
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
-use super::{EntryBuilder, Inspector, Log, LogConfig, LogError, OpenError, ReadError, verify};
+use super::{EntryBuilder, Inspector, Log, LogConfig, LogError, OpenError, ReadError, Room, verify};
 use crate::clock::Clock;
 use crate::disk::RealDisk;
 use crate::disk::sim::{Lasting, Operation, SimDisk};
@@ -114,12 +114,12 @@ fn the_first_failed_sync_is_the_last_write() {
     append(&log, 1, &[b"good"]).unwrap();
     append(&log, 2, &[&[1; 1900]]).unwrap();
     // This needs the next segment: when it returns the preparer has nothing to do, and the fault meets the writer.
-    log.reserve(2000).unwrap();
+    log.reserve(2000, Room::Ordinary).unwrap();
     disk.fail(Operation::Sync, 1, Lasting::Once, io::ErrorKind::Other);
     let error = append(&log, 3, &[b"bad"]).unwrap_err();
     assert!(matches!(&error, LogError::Failed(failure) if failure.action == "sync"), "{error}");
     assert!(matches!(append(&log, 4, &[b"later"]), Err(LogError::Failed(_))));
-    assert!(matches!(log.reserve(100), Err(LogError::Failed(_))));
+    assert!(matches!(log.reserve(100, Room::Ordinary), Err(LogError::Failed(_))));
     assert!(log.status().failure.is_some());
     assert_eq!(log.last_index(), LogIndex(2));
 }
@@ -132,7 +132,7 @@ fn a_full_disk_is_told_before_anything_is_written_and_forgotten_when_there_is_sp
     disk.set_capacity(Some(3 * 4096));
     let mut index = 0;
     let error = loop {
-        match log.reserve(entry(1, &[&[1; 500]]).len_bytes()) {
+        match log.reserve(entry(1, &[&[1; 500]]).len_bytes(), Room::Ordinary) {
             Ok(()) => {
                 index += 1;
                 append(&log, index, &[&[1; 500]]).unwrap();
@@ -143,18 +143,53 @@ fn a_full_disk_is_told_before_anything_is_written_and_forgotten_when_there_is_sp
     assert!(matches!(error, LogError::NoSpace { .. }), "{error}");
     assert!(index >= 15, "three segments hold more than {index} entries");
     disk.set_capacity(None);
-    assert!(matches!(log.reserve(604), Err(LogError::NoSpace { .. })), "it rests for a second");
+    assert!(matches!(log.reserve(604, Room::Ordinary), Err(LogError::NoSpace { .. })), "it rests for a second");
     clock.advance(Duration::from_secs(1));
-    log.reserve(604).unwrap();
+    log.reserve(604, Room::Ordinary).unwrap();
     append(&log, index + 1, &[&[1; 500]]).unwrap();
     assert_eq!(log.scan(Lsn::ZERO).count() as u64, index + 1);
+}
+
+#[test]
+fn the_last_room_is_for_what_is_essential() {
+    let disk = SimDisk::new();
+    let log = open(&disk).unwrap();
+    disk.set_capacity(Some(3 * 4096));
+    let small = entry(1, &[b"release"]).len_bytes();
+    let mut index = 0;
+    let mut append_while = |room| {
+        let before = index;
+        let error = loop {
+            match log.reserve(small, room) {
+                Ok(()) => index += 1,
+                Err(error) => break error,
+            }
+            append(&log, index, &[b"release"]).unwrap();
+        };
+        assert!(matches!(error, LogError::NoSpace { .. }), "{error}");
+        index - before
+    };
+    assert!(append_while(Room::Ordinary) > 50, "all but the last room of three segments");
+    let reserved = append_while(Room::Essential) as usize;
+    assert!(reserved * (small + 8) <= 256 + small, "{reserved} entries of {small} bytes are more than a sixteenth");
+    assert!(
+        (reserved + 1) * (small + 8) > 256 - small,
+        "{reserved} entries of {small} bytes are less than a sixteenth"
+    );
+    assert_eq!(append_while(Room::Ordinary), 0);
+    // What was refused leaves the log whole, and it goes on when there is space.
+    drop(log);
+    disk.set_capacity(None);
+    let log = open(&disk).unwrap();
+    assert_eq!(log.last_index(), LogIndex(index));
+    log.reserve(small, Room::Ordinary).unwrap();
 }
 
 #[test]
 fn an_entry_over_the_limit_is_refused_and_leaves_its_index_free() {
     let log = open(&SimDisk::new()).unwrap();
     assert!(matches!(append(&log, 1, &[&[0; 2048]]), Err(LogError::TooLarge { bytes_max: 2048, .. })));
-    assert!(matches!(log.reserve(2049), Err(LogError::TooLarge { .. })));
+    assert!(matches!(log.reserve(2049, Room::Ordinary), Err(LogError::TooLarge { .. })));
     append(&log, 1, &[b"small"]).unwrap();
 }
 
@@ -202,7 +237,7 @@ fn readers_and_verification_keep_up_with_a_writer_that_rotates() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for index in 1..=entries {
-                log.reserve(entry(index, &[&[index as u8; 200]]).len_bytes()).unwrap();
+                log.reserve(entry(index, &[&[index as u8; 200]]).len_bytes(), Room::Ordinary).unwrap();
                 append(&log, index, &[&[index as u8; 200]]).unwrap();
             }
         });
