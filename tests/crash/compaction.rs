@@ -8,40 +8,12 @@ use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::Disk;
 use fencepost_server::disk::sim::{Lasting, Moment, Operation, Random, SimDisk, Survivors};
-use fencepost_server::log::{CompactError, Compacted, Entries, Fate, InlineLog, ReadError, Tail, verify};
+use fencepost_server::log::{CompactError, Compacted, Fate, InlineLog, ReadError, Tail, verify};
 use proptest::prelude::*;
 
-use crate::workload::{append, dir, open, run, segment};
+use crate::workload::{Facts, append, dir, facts, facts_of, go_on, log_of_five_segments, open, run, segment};
 
 const SEED: u64 = 4;
-const GROUPS: u64 = 26;
-
-/// All facts of a log, in order.
-type Facts = Vec<(Lsn, Vec<u8>)>;
-
-fn go_on(_: u64) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn log_of_five_segments() -> SimDisk {
-    let disk = SimDisk::new();
-    run(&disk, SEED, GROUPS);
-    assert!(disk.bytes(&segment(5)).is_some(), "the workload fills four segments");
-    disk
-}
-
-fn facts_of(entries: Entries) -> Facts {
-    let facts = |entry: fencepost_server::log::ReadEntry| {
-        assert_eq!((entry.based_on.0, entry.term), (entry.index.0 - 1, 3));
-        let index = entry.index;
-        entry.facts.into_iter().map(move |(ordinal, payload)| (Lsn::new(index, ordinal), payload.to_vec()))
-    };
-    entries.flat_map(|entry| facts(entry.unwrap())).collect()
-}
-
-fn facts(log: &InlineLog) -> Facts {
-    facts_of(log.entries(LogIndex(1)))
-}
 
 /// The fate of a fact: always the same for the same seed.
 fn fate(seed: u64, lsn: Lsn) -> Fate {

@@ -1,12 +1,13 @@
 //! A log on a simulated disk, the entries that are put into it, and the comparison of what comes back.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fencepost::LogIndex;
+use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::sim::{Random, SimDisk};
-use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError};
+use fencepost_server::log::{Entries, Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError, ReadEntry};
 use uuid::Uuid;
 
 /// The identity of all logs here.
@@ -123,4 +124,35 @@ pub(crate) fn recover(image: &SimDisk, seed: u64, progress: Progress, what: &str
     let log = open(&image.crash_image(fencepost_server::disk::sim::Survivors::Synced)).unwrap();
     assert_eq!(check(&log, seed), found + 2, "{what}: what is appended afterwards stays");
     found
+}
+
+/// All facts of a log, in order.
+pub(crate) type Facts = Vec<(Lsn, Vec<u8>)>;
+
+/// The pace of somebody who is in no hurry and never stops.
+pub(crate) fn go_on(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// A log with four sealed segments.
+pub(crate) fn log_of_five_segments() -> SimDisk {
+    let disk = SimDisk::new();
+    run(&disk, 4, 26);
+    assert!(disk.bytes(&segment(5)).is_some(), "the workload fills four segments");
+    disk
+}
+
+/// The facts of entries, of the standard workload.
+pub(crate) fn facts_of(entries: Entries) -> Facts {
+    let facts = |entry: ReadEntry| {
+        assert_eq!((entry.based_on.0, entry.term), (entry.index.0 - 1, 3));
+        let index = entry.index;
+        entry.facts.into_iter().map(move |(ordinal, payload)| (Lsn::new(index, ordinal), payload.to_vec()))
+    };
+    entries.flat_map(|entry| facts(entry.unwrap())).collect()
+}
+
+/// All facts of a log.
+pub(crate) fn facts(log: &InlineLog) -> Facts {
+    facts_of(log.entries(LogIndex(1)))
 }

@@ -47,6 +47,21 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to).map_err(|error| match error.kind() {
+            // What a file system says that knows no second names.
+            io::ErrorKind::PermissionDenied => io::Error::new(io::ErrorKind::Unsupported, error),
+            _ => error,
+        })
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<u64> {
+        drop(OpenOptions::new().write(true).create_new(true).open(to)?);
+        let copied = fs::copy(from, to)?;
+        OpenOptions::new().write(true).open(to)?.sync_all()?;
+        Ok(copied)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }

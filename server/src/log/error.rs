@@ -205,6 +205,46 @@ impl From<SegmentFileError> for CompactError {
     }
 }
 
+/// Why a log was not copied. What the copy has until then is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// There is something in the directory already.
+    #[error("{} is not empty: '{found}' is in it; choose a directory without files", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// A file in it.
+        found: String,
+    },
+    /// Facts that are needed may be gone.
+    #[error(
+        "the log cannot be cut at LSN {through}: it was compacted for the state at {oldest}, so cut it there or later"
+    )]
+    TooEarly {
+        /// Where it should be cut.
+        through: Lsn,
+        /// The oldest position where it can be.
+        oldest: Lsn,
+    },
+    /// The log ends before.
+    #[error("the log cannot be cut at LSN {through}: it ends with entry {last}")]
+    TooLate {
+        /// Where it should be cut.
+        through: Lsn,
+        /// The last entry.
+        last: LogIndex,
+    },
+    /// It was told to stop.
+    #[error("the copying was stopped")]
+    Stopped,
+    /// The log to be copied is not as it should be.
+    #[error(transparent)]
+    Source(#[from] OpenError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] SegmentFileError),
+}
+
 /// The first write or sync that failed. The log takes nothing more until the process is started again.
 #[derive(Debug, thiserror::Error)]
 #[error("the log stopped: cannot {action} {} at offset {offset}: {reason}", file.display())]

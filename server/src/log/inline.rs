@@ -11,11 +11,12 @@ use uuid::Uuid;
 
 use super::catalog::{Catalog, Sealed};
 use super::compact::{self, Compacted, Fate};
+use super::copy::{self, CopiedLog};
 use super::prepare::{self, Prepared};
 use super::writer::Writer;
 use super::{
-    CompactError, Damage, Entries, Entry, Failure, LogConfig, LogError, OpenError, ReadError, SegmentInfo, reader,
-    segment, verify,
+    CompactError, CopyError, Damage, Entries, Entry, Failure, LogConfig, LogError, OpenError, ReadError, SegmentInfo,
+    reader, segment, verify,
 };
 use crate::disk::{DirLock, Disk};
 
@@ -111,6 +112,15 @@ impl InlineLog {
     /// As [`Log::check_segment`](super::Log::check_segment).
     pub fn check_segment(&self, number: u64, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Vec<Damage>> {
         verify::check_segment(&self.catalog, number, pace)
+    }
+
+    /// As [`Log::snapshot_into`](super::Log::snapshot_into).
+    pub fn snapshot_into(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<CopiedLog, CopyError> {
+        copy::snapshot(&self.catalog, dir, pace)
     }
 
     fn fitting(&self, group: &[Entry]) -> usize {

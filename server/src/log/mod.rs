@@ -19,6 +19,7 @@
 
 mod catalog;
 mod compact;
+mod copy;
 mod driver;
 mod entry;
 mod error;
@@ -49,9 +50,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use compact::{Compacted, Fate};
-pub use driver::Done;
+pub use copy::{CopiedFile, CopiedLog, copy_through};
+pub use driver::{Done, Room};
 pub use entry::{Entry, EntryBuilder, FACTS_MAX};
-pub use error::{CompactError, Damage, Failure, LogError, OpenError, ReadError, SegmentFileError};
+pub use error::{CompactError, CopyError, Damage, Failure, LogError, OpenError, ReadError, SegmentFileError};
 #[cfg(any(test, feature = "testing"))]
 pub use inline::InlineLog;
 pub use reader::{Entries, Scan};
@@ -193,9 +195,10 @@ impl Log {
     }
 
     /// Waits until it is known whether an entry of this many bytes, appended next, will find room behind what is
-    /// queued. One caller at a time: reserve, apply, append.
-    pub fn reserve(&self, entry_bytes: usize) -> Result<(), LogError> {
-        self.board.reserve(entry_bytes as u64)
+    /// queued. One caller at a time: reserve, apply, append. While the next segment cannot be had, the last 256 KiB of
+    /// this one are for [`Room::Essential`].
+    pub fn reserve(&self, entry_bytes: usize, room: Room) -> Result<(), LogError> {
+        self.board.reserve(entry_bytes as u64, room)
     }
 
     /// Queues an entry. `done` is called once in any case, with the entry's index when it is durable; on the writer's
@@ -278,6 +281,17 @@ impl Log {
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Compacted, CompactError> {
         compact::compact(&self.catalog, run, judged_at, judge, pace)
+    }
+
+    /// Makes a copy of everything that is durable now, in an empty directory that exists. Sealed segments are linked, or
+    /// copied where the file system cannot do that; the others' bytes are checked on the way. The copy is a log that
+    /// [`Log::open`] and [`verify`] take; its name is for the caller to make durable. `pace` is as in [`Log::compact`].
+    pub fn snapshot_into(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<CopiedLog, CopyError> {
+        copy::snapshot(&self.catalog, dir, pace)
     }
 
     /// Reads a sealed segment, named by its first number, from the disk and checks every byte of it. Lists the damage, up
