@@ -18,6 +18,8 @@ pub mod upkeep;
 
 pub mod sequencer;
 
+pub mod ops;
+
 pub mod service;
 
 pub mod connections;

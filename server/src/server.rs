@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fencepost::log::v1::ClusterCreated;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{ClusterCreated, Fact};
 use fencepost::{LogIndex, Lsn};
-use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio_stream::Stream;
@@ -21,7 +20,8 @@ use crate::config::{Config, ConfigError};
 use crate::disk::{Disk, RealDisk};
 use crate::error::Refusal;
 use crate::index::{ColdIndex, ColdSettings, Index};
-use crate::log::{EntryBuilder, Log, LogConfig, LogError, OpenError};
+use crate::log::{Log, LogConfig, LogError, OpenError};
+use crate::ops::{self, BadSnapshot};
 use crate::sequencer::{Sequencer, SequencerConfig, SequencerThread};
 use crate::service::{self, Backend};
 use crate::state::State;
@@ -43,6 +43,9 @@ pub enum ServerError {
     /// The log does not give a state.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// A restore into the data directory was cut short.
+    #[error(transparent)]
+    Unfinished(#[from] BadSnapshot),
     /// The log ends before the state that was made from it.
     #[error("{0}")]
     LogEndsEarly(Unusable),
@@ -96,6 +99,7 @@ impl Server {
             entry_bytes_max: config.entry_bytes_max() as u64,
             write_bytes_max: config.batch_bytes_max,
         };
+        ops::restore::check_finished(&*disk, &config.data_dir)?;
         let log_dir = config.data_dir.join("log");
         let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
@@ -228,29 +232,18 @@ fn transport(connections_max: usize) -> tonic::transport::Server {
 
 /// The first fact of a new log names the cluster.
 fn create_cluster(log: &Log, config: &Config, clock: &Clock) -> Result<(), ServerError> {
-    let created = ClusterCreated { cluster_id: log.log_id().to_string(), generation: 1 };
-    let fact = Fact { at_ms: clock.wall_ms(), kind: Some(Kind::ClusterCreated(created)) };
-    let mut entry = EntryBuilder::new(LogIndex::ZERO.next());
-    entry
-        .push_with(fact.encoded_len(), |buffer| fact.encode(buffer).expect("a growing buffer has room for every fact"));
-    let (done_sender, done) = std::sync::mpsc::channel();
-    log.append(entry.finish(LogIndex::ZERO, 0), Box::new(move |result| drop(done_sender.send(result))));
     let (dir, cluster_id) = (config.data_dir.display(), log.log_id());
     tracing::warn!(
         "made a new, empty store in {dir}: cluster {cluster_id}. If it should have had data, stop and look for it"
     );
-    let result = done.recv().expect("the log answers every append");
-    result.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
+    let created = ClusterCreated { cluster_id: cluster_id.to_string(), generation: 1 };
+    let appended = ops::append(log, clock, Kind::ClusterCreated(created));
+    appended.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
 }
 
 /// The state at the end of the log, and the index of what the state file does not cover: from that file and what the log has
 /// behind it, or, without one, from the whole log.
-fn start_up(
-    disk: &Arc<dyn Disk>,
-    data_dir: &Path,
-    log: &Log,
-    clock: &Clock,
-) -> Result<(State, Index), ServerError> {
+fn start_up(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log, clock: &Clock) -> Result<(State, Index), ServerError> {
     let begun = clock.now();
     let loaded = match hot_state::load(disk, data_dir, log) {
         Ok(state) => Some(state),

@@ -75,6 +75,7 @@ impl From<ServerError> for CliError {
             ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
             ServerError::Open(OpenError::Corrupt(_))
             | ServerError::Replay(_)
+            | ServerError::Unfinished(_)
             | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())

@@ -164,12 +164,7 @@ impl Work {
         match self {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
-            Work::KeepAlive { .. }
-            | Work::Read(_)
-            | Work::Forget(..)
-            | Work::Nudge
-            | Work::Hurry
-            | Work::Stop => 0,
+            Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
 }

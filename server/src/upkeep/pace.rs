@@ -26,7 +26,11 @@ impl Stop {
     pub fn rest(&self, time: Duration) -> ControlFlow<()> {
         let stopped = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.0.1.wait_timeout_while(stopped, time, |stopped| !*stopped);
-        if *waited.unwrap_or_else(PoisonError::into_inner).0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 }
 

@@ -82,14 +82,7 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn new(
-        store: Store,
-        settings: Settings,
-        stop: Stop,
-        board: Board,
-        damages: Damages,
-        fed: Fed,
-    ) -> Pass {
+    pub(super) fn new(store: Store, settings: Settings, stop: Stop, board: Board, damages: Damages, fed: Fed) -> Pass {
         let (state_bytes, state_lsn) = (None, Lsn::ZERO);
         Pass { store, settings, stop, board, damages, fed, state_bytes, state_lsn, damaged: Vec::new() }
     }
@@ -115,7 +108,7 @@ impl Pass {
         is_done
     }
 
-    fn whole(&mut self, mut ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) -> Result<CompactionDone, Trouble> {
+    fn whole(&mut self, ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) -> Result<CompactionDone, Trouble> {
         let through = self.store.log.sealed_through();
         let index = self.store.cold.opened();
         let is_index_behind = !matches!(index, Status::Ready { applied } if applied >= self.state_lsn);
@@ -129,8 +122,10 @@ impl Pass {
             Err(Trouble::Index(IndexError::Failed { .. })) | Ok(()) => {}
             Err(trouble) => return Err(trouble),
         }
-        let done = self.compact(&state, ordered.as_deref_mut())?;
-        ballast::keep(&*self.store.disk, &self.store.data_dir, self.settings.segment_bytes / 2);
+        let done = self.compact(&state, ordered)?;
+        if through > LogIndex::ZERO {
+            ballast::keep(&*self.store.disk, &self.store.data_dir, self.settings.segment_bytes / 2);
+        }
         Ok(done)
     }
 
@@ -168,7 +163,7 @@ impl Pass {
 
     fn save(&mut self, state: &State) -> Result<(), Trouble> {
         let Store { disk, data_dir, log, .. } = &self.store;
-        if self.state_bytes.is_some() && state.applied() == self.state_lsn {
+        if state.applied() == self.state_lsn && (self.state_bytes.is_some() || state.applied() == Lsn::ZERO) {
             return Ok(());
         }
         let saved = hot_state::save(disk, data_dir, log, state);

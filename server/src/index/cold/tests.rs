@@ -63,12 +63,8 @@ fn what_is_not_retained_goes_with_its_bytes_and_its_commit_id() {
     changes.extend((1..=9).map(|sequence| commit("eu", sequence, sequence, &sequence.to_string())));
     changes.push(commit("us", 1, 3, "3"));
     index.feed(Lsn::ZERO, changes, lsn(9)).unwrap();
-    let retain = |sequences, pinned| Change::Retain {
-        pipeline: "p/p".to_owned(),
-        branch: "eu".to_owned(),
-        sequences,
-        pinned,
-    };
+    let retain =
+        |sequences, pinned| Change::Retain { pipeline: "p/p".to_owned(), branch: "eu".to_owned(), sequences, pinned };
     let segments = |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes).collect::<Vec<_>>();
     // Inserted and removed by one feed, and the same again.
     for after in [9, 10] {

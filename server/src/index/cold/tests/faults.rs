@@ -19,7 +19,11 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else { drop(std::fs::copy(entry.path(), target)) }
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            drop(std::fs::copy(entry.path(), target))
+        }
     }
 }
 
@@ -104,7 +108,8 @@ fn damaged_files_never_make_a_wrong_answer() {
     let good = dir.path().join("good");
     let index = fed(&good, COMMITS);
     // A second feed that changes much of the first, as in life.
-    let retain = Change::Retain { pipeline: "p/p".to_owned(), branch: "gone".to_owned(), sequences: 1..=1, pinned: vec![] };
+    let retain =
+        Change::Retain { pipeline: "p/p".to_owned(), branch: "gone".to_owned(), sequences: 1..=1, pinned: vec![] };
     index.feed(lsn(COMMITS), vec![retain], lsn(COMMITS)).unwrap();
     index.stop();
     let mut counts: BTreeMap<(String, &str), u32> = BTreeMap::new();
