@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Granted, KeptAlive, Released, Submission, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Released, Submission, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
@@ -107,6 +107,7 @@ impl Core {
                 self.batch.answers.push(answer);
             }
             Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
+            Work::Decide { decide, .. } => decide(Some(self)),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }
@@ -262,6 +263,34 @@ impl Core {
             self.serve(&pipeline, &branch);
         }
         Ok(Released { seen: self.seen() })
+    }
+
+    /// Decides something rare, and answers.
+    pub(super) fn decide_rare<T: Send + 'static>(
+        &mut self,
+        decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal>,
+        reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
+    ) {
+        let decision = decide(&self.view.state, self.clock.wall_ms());
+        let result = decision.and_then(|decision| match decision {
+            Decision::Answer(answer) => Ok(Decided { answer, lsn: None, seen: self.seen() }),
+            Decision::Record(kind, answer) => {
+                self.check_space()?;
+                let lsn = self.record_rare(kind);
+                Ok(Decided { answer, lsn: Some(lsn), seen: self.seen() })
+            }
+        });
+        self.answer(reply, result);
+    }
+
+    /// A rewind ends the lease of whoever had the branch, so those who wait for it have waited enough.
+    fn record_rare(&mut self, kind: Kind) -> Lsn {
+        let Kind::Rewound(rewound) = &kind else { return self.record(kind) };
+        self.view.leases.forget(Token::from_u64(rewound.previous_token));
+        let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
+        let lsn = self.record(kind);
+        self.serve(&pipeline, &branch);
+        lsn
     }
 
     /// Takes a fact into the state and into the batch.

@@ -137,6 +137,7 @@ pub(super) fn refuse(work: Work) {
         Work::Resume(waiter) => drop(waiter.reply.send(Err(shutting_down()))),
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
+        Work::Decide { decide, .. } => decide(None),
         Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => {}
     }
 }

@@ -61,7 +61,7 @@ impl Grant {
     pub(super) fn of_rewind(lsn: Lsn, at_ms: u64, rewound: &Rewound) -> Grant {
         Grant {
             token: Token::from_u64(rewound.token),
-            holder: rewound.actor.as_str().into(),
+            holder: if rewound.actor.is_empty() { "an operator".into() } else { rewound.actor.as_str().into() },
             lsn,
             granted_at_ms: at_ms,
             ttl_ms: 0,

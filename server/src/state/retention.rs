@@ -118,15 +118,19 @@ impl Pipeline {
 }
 
 impl State {
-    /// Judges a new policy, its shape already checked.
-    pub fn evaluate_policy(&self, request: &SetPolicyRequest) -> Result<PolicySet, Refusal> {
+    /// Judges a new policy, its shape already checked. `None`: it is in force already.
+    pub fn evaluate_policy(&self, request: &SetPolicyRequest) -> Result<Option<PolicySet>, Refusal> {
         self.check_cluster(request.cluster.as_ref())?;
-        Ok(PolicySet {
+        let in_force = self.pipeline(&request.pipeline).and_then(Pipeline::policy);
+        if in_force.is_some_and(|set| Some(set.policy) == request.policy) {
+            return Ok(None);
+        }
+        Ok(Some(PolicySet {
             pipeline: request.pipeline.clone(),
             policy: request.policy,
             actor: request.actor.clone(),
             reason: request.reason.clone(),
-        })
+        }))
     }
 
     /// Whether the checkpoint of this sequence that the fact at `lsn` gave the branch is kept: it is the head, or no

@@ -169,8 +169,9 @@ impl History {
                     let (keep_for_ms, audit_for_ms) = (keep_facts * FACT_MS, audit_facts * FACT_MS);
                     let policy = Some(Policy { keep_last, keep_for_ms, audit_for_ms });
                     let request = SetPolicyRequest { pipeline: pipeline.to_owned(), policy, ..Default::default() };
-                    let set = self.store.state.evaluate_policy(&request).unwrap();
-                    self.record(Kind::PolicySet(set));
+                    if let Some(set) = self.store.state.evaluate_policy(&request).unwrap() {
+                        self.record(Kind::PolicySet(set));
+                    }
                 }
             }
             Step::Generation => {
