@@ -63,12 +63,8 @@ fn what_is_not_retained_goes_with_its_bytes_and_its_commit_id() {
     changes.extend((1..=9).map(|sequence| commit("eu", sequence, sequence, &sequence.to_string())));
     changes.push(commit("us", 1, 3, "3"));
     index.feed(Lsn::ZERO, changes, lsn(9)).unwrap();
-    let retain = |sequences, pinned| Change::Retain {
-        pipeline: "p/p".to_owned(),
-        branch: "eu".to_owned(),
-        sequences,
-        pinned,
-    };
+    let retain =
+        |sequences, pinned| Change::Retain { pipeline: "p/p".to_owned(), branch: "eu".to_owned(), sequences, pinned };
     let segments = |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes).collect::<Vec<_>>();
     // Inserted and removed by one feed, and the same again.
     for after in [9, 10] {
@@ -132,15 +128,15 @@ fn a_hole_in_what_must_be_there_gives_the_index_up() {
 
 #[test]
 fn an_index_of_another_log_or_ahead_of_its_log_is_made_again() {
-    let dir = tempfile::tempdir().unwrap();
     for (log_id, durable, is_kept) in
         [(LOG_ID, lsn(10), true), (LOG_ID, lsn(9), false), (uuid::Uuid::from_u128(2), lsn(10), false)]
     {
+        let dir = tempfile::tempdir().unwrap();
         fed(dir.path(), 10).stop();
         let index = ColdIndex::start(dir.path().to_owned(), log_id, durable, settings());
         assert_eq!(index.opened() == Status::Ready { applied: lsn(10) }, is_kept, "{log_id} {durable}");
-        index.reset("the test begins again");
-        index.stop();
+        index.reset("the test is over");
+        assert_eq!(index.status(), Status::Rebuilding { applied: Lsn::ZERO });
     }
 }
 
