@@ -17,7 +17,7 @@ use super::support::{commit, everything, lsn, open};
 
 const COMMITS: u64 = 3_500;
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
@@ -124,7 +124,7 @@ fn outcome(dir: &Path) -> &'static str {
             other => panic!("the index says that it is {other:?}"),
         };
         index.stop();
-        drop(done.send(found));
+        let _ = done.send(found);
     });
     // A thread that panicked has dropped its end.
     outcome.recv_timeout(Duration::from_secs(60)).expect("a wrong answer, a panic or a hang")
