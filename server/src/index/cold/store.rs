@@ -416,7 +416,8 @@ impl Store {
 
 fn open_tree(dir: &Path, settings: &ColdSettings) -> Result<sled::Db, Problem> {
     let config = sled::Config::new().path(dir).cache_capacity(settings.cache_bytes).flush_every_ms(None);
-    Ok(config.mode(sled::Mode::LowSpace).open()?)
+    let mode = if std::env::var("HT").is_ok() { sled::Mode::HighThroughput } else { sled::Mode::LowSpace };
+    Ok(config.mode(mode).open()?)
 }
 
 fn decode<V: Value>(key: &[u8], value: &[u8]) -> Result<V, Problem> {

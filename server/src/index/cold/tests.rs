@@ -128,15 +128,15 @@ fn a_hole_in_what_must_be_there_gives_the_index_up() {
 
 #[test]
 fn an_index_of_another_log_or_ahead_of_its_log_is_made_again() {
-    let dir = tempfile::tempdir().unwrap();
     for (log_id, durable, is_kept) in
         [(LOG_ID, lsn(10), true), (LOG_ID, lsn(9), false), (uuid::Uuid::from_u128(2), lsn(10), false)]
     {
+        let dir = tempfile::tempdir().unwrap();
         fed(dir.path(), 10).stop();
         let index = ColdIndex::start(dir.path().to_owned(), log_id, durable, settings());
         assert_eq!(index.opened() == Status::Ready { applied: lsn(10) }, is_kept, "{log_id} {durable}");
-        index.reset("the test begins again");
-        index.stop();
+        index.reset("the test is over");
+        assert_eq!(index.status(), Status::Rebuilding { applied: Lsn::ZERO });
     }
 }
 

@@ -14,7 +14,10 @@ fn a_database_that_hangs_is_left_to_itself_and_made_again() {
     let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, Lsn::MAX, settings);
     assert_eq!(index.opened(), Status::Ready { applied: lsn(10) });
     let (go_on, hanging) = channel::<()>();
-    let hang = move |_: &mut Store| Ok(drop(hanging.recv()));
+    let hang = move |_: &mut Store| {
+        let _ = hanging.recv();
+        Ok(())
+    };
     let epoch = index.send(hang, |_| {}).unwrap();
     let answer = block_on(index.commits(horizon(10), "p/p", "eu", vec![1]));
     assert!(matches!(answer, Err(IndexError::Inconsistent { .. })), "{answer:?}");
@@ -35,7 +38,15 @@ fn stopping_does_not_wait_for_a_database_that_hangs() {
     let settings = ColdSettings { stop_patience: Duration::from_millis(100), ..settings() };
     let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, Lsn::MAX, settings);
     let (go_on, hanging) = channel::<()>();
-    index.send(move |_: &mut Store| Ok(drop(hanging.recv())), |_| {}).unwrap();
+    index
+        .send(
+            move |_: &mut Store| {
+                let _ = hanging.recv();
+                Ok(())
+            },
+            |_| {},
+        )
+        .unwrap();
     index.stop();
     let answer = block_on(index.commits(horizon(10), "p/p", "eu", vec![1]));
     assert!(matches!(answer, Err(IndexError::Failed { .. } | IndexError::Rebuilding { .. })), "{answer:?}");
