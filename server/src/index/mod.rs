@@ -9,10 +9,13 @@ use fencepost::log::v1::Fact;
 
 use crate::state::entry;
 
+/// Where the checkpoints of each branch of a pipeline are, by sequence.
+type Branches = BTreeMap<Box<str>, BTreeMap<u64, Lsn>>;
+
 /// The checkpoints of every branch, by sequence.
 #[derive(Debug, Default)]
 pub struct Index {
-    pipelines: BTreeMap<Box<str>, BTreeMap<Box<str>, BTreeMap<u64, Lsn>>>,
+    pipelines: BTreeMap<Box<str>, Branches>,
 }
 
 impl Index {

@@ -9,7 +9,7 @@ use fencepost::log::v1::PolicySet;
 use fencepost::v1::{Policy, SetPolicyRequest};
 use fencepost::{Lsn, Reason};
 
-use super::{Branch, Pipeline, State};
+use super::{Branch, Pipeline, Savepoint, State};
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -144,6 +144,27 @@ impl State {
     pub fn oldest_retained(&self, pipeline: &str, branch: &str) -> u64 {
         let branch = self.branch(pipeline, branch).filter(|branch| branch.head().is_some());
         branch.map_or(0, Branch::retained_from)
+    }
+
+    /// Sequences of the branch that are kept and below `before` (0: all), newest first, at most so many.
+    pub fn kept_before(&self, pipeline: &str, branch: &str, before: u64, limit: usize) -> Result<Vec<u64>, Refusal> {
+        let (of, known) = self.known_branch(pipeline, branch)?;
+        let newest = if before == 0 { known.head.sequence } else { known.head.sequence.min(before - 1) };
+        let mut kept: Vec<u64> = (known.retained_from()..=newest).rev().take(limit).collect();
+        let is_older = |savepoint: &Savepoint| {
+            let Savepoint { sequence, lsn, .. } = *savepoint;
+            savepoint.branch == branch
+                && sequence <= newest
+                && sequence < known.retained_from()
+                && !known.is_abandoned(sequence, lsn)
+        };
+        let mut older: Vec<u64> =
+            of.savepoints.iter().filter(|(_, it)| is_older(it)).map(|(_, it)| it.sequence).collect();
+        older.sort_unstable_by(|a, b| b.cmp(a));
+        older.dedup();
+        kept.extend(older);
+        kept.truncate(limit);
+        Ok(kept)
     }
 
     /// Checks that the checkpoint of this sequence is there and kept. `found` is where history says that it is.
