@@ -272,13 +272,9 @@ impl Core {
         reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
     ) {
         let decision = decide(&self.view.state, self.clock.wall_ms());
-        let result = decision.and_then(|decision| match decision {
-            Decision::Answer(answer) => Ok(Decided { answer, lsn: None, seen: self.seen() }),
-            Decision::Record(kind, answer) => {
-                self.check_space()?;
-                let lsn = self.record_rare(kind);
-                Ok(Decided { answer, lsn: Some(lsn), seen: self.seen() })
-            }
+        let result = decision.and_then(|Decision { fact, answer }| {
+            let lsn = fact.map(|kind| self.check_space().map(|()| self.record_rare(kind))).transpose()?;
+            Ok(Decided { answer, lsn, seen: self.seen() })
         });
         self.answer(reply, result);
     }

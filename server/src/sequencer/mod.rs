@@ -118,11 +118,11 @@ pub struct Released {
 
 /// How a rare request is decided, if it is not refused.
 #[derive(Debug)]
-pub enum Decision<T> {
-    /// This becomes a fact, and is answered so once it is durable.
-    Record(Kind, T),
-    /// It needs no fact: it was done before.
-    Answer(T),
+pub struct Decision<T> {
+    /// What becomes a fact; nothing if it was done before.
+    pub fact: Option<Kind>,
+    /// What the caller hears once the fact, and all that was seen, is durable.
+    pub answer: T,
 }
 
 /// A rare request was decided.

@@ -2,12 +2,15 @@
 //!
 //! The only module that names `tonic::Status`.
 
+mod audit;
 mod checkpoint;
 mod cluster;
 mod commit;
 mod facts;
+mod history;
 mod lease;
 mod oversized;
+mod pipeline;
 mod shape;
 mod status;
 mod tail;
@@ -19,6 +22,7 @@ use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
 use fencepost::v1::lease_service_server::LeaseServiceServer;
 use fencepost::v1::log_service_server::LogServiceServer;
+use fencepost::v1::pipeline_service_server::PipelineServiceServer;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -71,17 +75,19 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(LeaseServiceServer::new(lease::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CommitServiceServer::new(commit::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Service(backend.clone())))
+        .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
         .add_service(LogServiceServer::new(tail::Service(backend.clone())))
         .add_service(ClusterServiceServer::new(cluster::Service(backend)));
     (routes, health)
 }
 
 /// Their full names, for health checks; the empty one is the server as a whole.
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 7] = [
     "",
     "fencepost.v1.LeaseService",
     "fencepost.v1.CommitService",
     "fencepost.v1.CheckpointService",
+    "fencepost.v1.PipelineService",
     "fencepost.v1.LogService",
     "fencepost.v1.ClusterService",
 ];

@@ -9,7 +9,7 @@ use fencepost::log::v1::PolicySet;
 use fencepost::v1::{Policy, SetPolicyRequest};
 use fencepost::{Lsn, Reason};
 
-use super::{Branch, Pipeline, State};
+use super::{Branch, Pipeline, Savepoint, State};
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -101,6 +101,17 @@ impl Branch {
     }
 }
 
+/// Where a checkpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// Made by this fact.
+    At(Lsn),
+    /// Retained; the index knows where.
+    InHistory,
+    /// Not retained, or never made.
+    Nowhere,
+}
+
 impl Pipeline {
     /// Whether retention or a savepoint keeps the checkpoint that the fact at `lsn` gave the branch.
     pub(super) fn is_retained(&self, name: &str, branch: &Branch, sequence: u64, lsn: Lsn) -> bool {
@@ -144,6 +155,45 @@ impl State {
     pub fn oldest_retained(&self, pipeline: &str, branch: &str) -> u64 {
         let branch = self.branch(pipeline, branch).filter(|branch| branch.head().is_some());
         branch.map_or(0, Branch::retained_from)
+    }
+
+    /// Sequences of the branch that are kept and below `before` (0: all), newest first, at most so many.
+    pub fn kept_before(&self, pipeline: &str, branch: &str, before: u64, limit: usize) -> Result<Vec<u64>, Refusal> {
+        let (of, known) = self.known_branch(pipeline, branch)?;
+        let newest = if before == 0 { known.head.sequence } else { known.head.sequence.min(before - 1) };
+        let mut kept: Vec<u64> = (known.retained_from()..=newest).rev().take(limit).collect();
+        let is_older = |savepoint: &Savepoint| {
+            let Savepoint { sequence, lsn, .. } = *savepoint;
+            savepoint.branch == branch
+                && sequence <= newest
+                && sequence < known.retained_from()
+                && !known.is_abandoned(sequence, lsn)
+        };
+        let mut older: Vec<u64> =
+            of.savepoints.iter().filter(|(_, it)| is_older(it)).map(|(_, it)| it.sequence).collect();
+        older.sort_unstable_by(|a, b| b.cmp(a));
+        older.dedup();
+        kept.extend(older);
+        kept.truncate(limit);
+        Ok(kept)
+    }
+
+    /// Where the checkpoint of this sequence is that a resume could start from, as far as the state can tell.
+    pub fn whereabouts(&self, pipeline: &str, branch: &str, sequence: u64) -> Whereabouts {
+        let Ok((of, known)) = self.known_branch(pipeline, branch) else { return Whereabouts::Nowhere };
+        if sequence == 0 || sequence > known.head.sequence {
+            return Whereabouts::Nowhere;
+        }
+        if sequence == known.head.sequence {
+            return Whereabouts::At(known.head.lsn);
+        }
+        if sequence >= known.retained_from() {
+            return Whereabouts::InHistory;
+        }
+        let names_it =
+            |it: &&Savepoint| it.branch == branch && it.sequence == sequence && !known.is_abandoned(sequence, it.lsn);
+        let savepoint = of.savepoints.iter().map(|(_, savepoint)| savepoint).find(names_it);
+        savepoint.map_or(Whereabouts::Nowhere, |savepoint| Whereabouts::At(savepoint.lsn))
     }
 
     /// Checks that the checkpoint of this sequence is there and kept. `found` is where history says that it is.
