@@ -71,7 +71,7 @@ fn recover(image: &SimDisk, before: &Facts, after: &Facts, what: &str) -> bool {
     let last = log.last_index();
     drop(log);
     let names = image.list(&dir()).unwrap();
-    assert!(names.iter().all(|name| !name.ends_with(".tmp")), "{what}: {names:?}");
+    assert!(!names.iter().any(|name| name.contains(".tmp")), "{what}: {names:?}");
     let mut log = open(image).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
     assert!(facts(&log) == found && log.last_index() == last, "{what}: recovery is idempotent");
     assert_eq!(log.sealed().len() + 1, names.len(), "{what}: nothing is left over in {names:?}");
@@ -250,9 +250,9 @@ fn every_changed_byte_of_a_compacted_segment_is_found() {
     let length = disk.bytes(&segment(1)).unwrap().len();
     let (mut refused, mut read) = (0, 0);
     for at in 0..length {
-        for mask in [0x01, 0x80] {
+        {
             let image = disk.fork();
-            let bad = disk.bytes(&segment(1)).unwrap()[at] ^ mask;
+            let bad = disk.bytes(&segment(1)).unwrap()[at] ^ (1 << (at % 8));
             let what = format!("byte {at} became {bad:#04x}");
             let opened = open(&image).unwrap();
             image.damage(&segment(1), at, bad);
@@ -279,7 +279,7 @@ fn every_changed_byte_of_a_compacted_segment_is_found() {
         }
     }
     println!("{refused} refused, {read} told by a read");
-    assert!(refused > 100 && read > 500, "{refused} refused, {read} told by a read");
+    assert!(refused > 100 && read > 300, "{refused} refused, {read} told by a read");
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn all_damage_in_a_segment_is_listed_with_the_entries_that_are_lost() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_left_is_what_was_chosen(

@@ -437,18 +437,21 @@ fn a_segment_file_holds_chosen_facts_of_any_kind() {
     let bytes = disk.bytes(path).unwrap();
     for at in (0..bytes.len()).filter(|at| *at < 80 || *at % 40_009 == 0 || *at + 250 > bytes.len()) {
         let byte = disk.damage(path, at, bytes[at] ^ 4);
-        let read = open(Content::Export, None).and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
+        let read = open(Content::Export, None).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         assert!(matches!(read, Err(SegmentFileError::Corrupt(_))), "byte {at}");
         disk.damage(path, at, byte);
     }
 }
 
+/// What is to happen, once.
+type Plan = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
 /// A disk on which something else happens in the middle of an operation.
 #[derive(Clone, Default)]
 struct Interrupted {
     disk: SimDisk,
-    before_open: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
-    after_rename: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    before_open: Plan,
+    after_rename: Plan,
 }
 
 impl std::fmt::Debug for Interrupted {
@@ -457,7 +460,7 @@ impl std::fmt::Debug for Interrupted {
     }
 }
 
-fn happen(plan: &Mutex<Option<Box<dyn FnOnce() + Send>>>) {
+fn happen(plan: &Plan) {
     let planned = plan.lock().unwrap().take();
     if let Some(planned) = planned {
         planned();
