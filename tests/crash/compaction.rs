@@ -121,6 +121,39 @@ fn a_crash_at_any_operation_leaves_the_old_run_or_the_new_one() {
 }
 
 #[test]
+fn a_crash_while_what_is_left_over_is_removed_is_recovered_from() {
+    let disk = log_of_five_segments();
+    let numbers = 1..=3;
+    let (before, after) = both(&disk, &numbers, 5);
+    let log = open(&disk).unwrap();
+    disk.crash_at(Operation::SyncDir, 1, Moment::After);
+    compact(&log, numbers, 5).unwrap_err();
+    let left_over = disk.crash_image(Survivors::Synced);
+    let report = verify(&left_over, &dir(), &mut ()).unwrap();
+    assert_eq!((report.replaced, report.damage.len()), (vec![segment(2), segment(3)], 0));
+    let mut crashes = 0;
+    for operation in [Operation::SyncDir, Operation::Remove, Operation::Write, Operation::Sync] {
+        for moment in [Moment::Before, Moment::After] {
+            for nth in 1.. {
+                let image = left_over.fork();
+                image.crash_at(operation, nth, moment);
+                let opened = open(&image);
+                if !image.crashed() {
+                    opened.unwrap();
+                    break;
+                }
+                for survivors in [Survivors::Synced, Survivors::Everything, Survivors::Random(nth)] {
+                    let what = format!("{moment:?} {operation:?} {nth}, {survivors:?}");
+                    assert!(recover(&image.crash_image(survivors), &before, &after, &what), "{what}");
+                    crashes += 1;
+                }
+            }
+        }
+    }
+    assert!(crashes > 20, "only {crashes} crashes");
+}
+
+#[test]
 fn an_operation_that_fails_costs_nothing_but_the_compaction() {
     let (mut old, mut new) = (0, 0);
     let disk = log_of_five_segments();
