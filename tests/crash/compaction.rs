@@ -71,7 +71,7 @@ fn recover(image: &SimDisk, before: &Facts, after: &Facts, what: &str) -> bool {
     let last = log.last_index();
     drop(log);
     let names = image.list(&dir()).unwrap();
-    assert!(names.iter().all(|name| !name.ends_with(".tmp")), "{what}: {names:?}");
+    assert!(!names.iter().any(|name| name.contains(".tmp")), "{what}: {names:?}");
     let mut log = open(image).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
     assert!(facts(&log) == found && log.last_index() == last, "{what}: recovery is idempotent");
     assert_eq!(log.sealed().len() + 1, names.len(), "{what}: nothing is left over in {names:?}");
@@ -118,6 +118,39 @@ fn a_crash_at_any_operation_leaves_the_old_run_or_the_new_one() {
     }
     println!("{old} images with the old run, {new} with the new one");
     assert!(old > 200 && new > 200, "{old} old, {new} new");
+}
+
+#[test]
+fn a_crash_while_what_is_left_over_is_removed_is_recovered_from() {
+    let disk = log_of_five_segments();
+    let numbers = 1..=3;
+    let (before, after) = both(&disk, &numbers, 5);
+    let log = open(&disk).unwrap();
+    disk.crash_at(Operation::SyncDir, 1, Moment::After);
+    compact(&log, numbers, 5).unwrap_err();
+    let left_over = disk.crash_image(Survivors::Synced);
+    let report = verify(&left_over, &dir(), &mut ()).unwrap();
+    assert_eq!((report.replaced, report.damage.len()), (vec![segment(2), segment(3)], 0));
+    let mut crashes = 0;
+    for operation in [Operation::SyncDir, Operation::Remove, Operation::Write, Operation::Sync] {
+        for moment in [Moment::Before, Moment::After] {
+            for nth in 1.. {
+                let image = left_over.fork();
+                image.crash_at(operation, nth, moment);
+                let opened = open(&image);
+                if !image.crashed() {
+                    opened.unwrap();
+                    break;
+                }
+                for survivors in [Survivors::Synced, Survivors::Everything, Survivors::Random(nth)] {
+                    let what = format!("{moment:?} {operation:?} {nth}, {survivors:?}");
+                    assert!(recover(&image.crash_image(survivors), &before, &after, &what), "{what}");
+                    crashes += 1;
+                }
+            }
+        }
+    }
+    assert!(crashes > 20, "only {crashes} crashes");
 }
 
 #[test]
@@ -250,9 +283,9 @@ fn every_changed_byte_of_a_compacted_segment_is_found() {
     let length = disk.bytes(&segment(1)).unwrap().len();
     let (mut refused, mut read) = (0, 0);
     for at in 0..length {
-        for mask in [0x01, 0x80] {
+        {
             let image = disk.fork();
-            let bad = disk.bytes(&segment(1)).unwrap()[at] ^ mask;
+            let bad = disk.bytes(&segment(1)).unwrap()[at] ^ (1 << (at % 8));
             let what = format!("byte {at} became {bad:#04x}");
             let opened = open(&image).unwrap();
             image.damage(&segment(1), at, bad);
@@ -279,7 +312,7 @@ fn every_changed_byte_of_a_compacted_segment_is_found() {
         }
     }
     println!("{refused} refused, {read} told by a read");
-    assert!(refused > 100 && read > 500, "{refused} refused, {read} told by a read");
+    assert!(refused > 100 && read > 300, "{refused} refused, {read} told by a read");
 }
 
 #[test]
@@ -311,7 +344,7 @@ fn all_damage_in_a_segment_is_listed_with_the_entries_that_are_lost() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_left_is_what_was_chosen(

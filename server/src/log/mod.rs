@@ -10,12 +10,14 @@
 //! * what was durable is found again, byte for byte, or it is refused: [`Log::open`] cuts off an unfinished write and
 //!   nothing else, and no read answers with bytes that were not checked;
 //! * the first write or sync that fails ends the log for the life of the process: nobody knows what is on the disk then;
-//! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again.
+//! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again;
+//! * compaction takes out what it was told to and nothing else: what is left keeps its LSN, and a crash leaves the old
+//!   segments or the new one.
 //!
 //! It knows bytes and log indexes. It does not know what a fact says, what state follows from it, or how it came here.
 //! The format is in `docs/log-format.md`. Layers, from the bottom: `frame`, `entry` and `segment` are bytes;
-//! `walk` decodes; `tail` and `recovery` judge what is found; `writer` appends and `catalog` shows it to
-//! `reader`; `driver` has the threads.
+//! `walk` decodes; `segment_file` writes and reads whole files; `tail` and `recovery` judge what is found; `writer` appends
+//! and `catalog` shows it to `reader`; `compact` and `copy` make new files of old ones; `driver` has the threads.
 
 mod catalog;
 mod compact;
@@ -29,6 +31,7 @@ mod inline;
 mod prepare;
 mod reader;
 mod recovery;
+mod report;
 mod segment;
 mod segment_file;
 mod tail;
@@ -57,9 +60,10 @@ pub use error::{CompactError, CopyError, Damage, Failure, LogError, OpenError, R
 #[cfg(any(test, feature = "testing"))]
 pub use inline::InlineLog;
 pub use reader::{Entries, Scan};
+pub use report::{Inspector, SegmentReport, Tail, VerifyReport};
 pub use segment::{Content, SegmentLabel};
 pub use segment_file::{SegmentFileReader, SegmentFileSummary, SegmentFileWriter};
-pub use verify::{Inspector, SegmentReport, Tail, VerifyReport, verify};
+pub use verify::verify;
 pub use walk::ReadEntry;
 
 use crate::clock::Clock;

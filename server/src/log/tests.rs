@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use super::{
     SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel, verify,
 };
 use crate::clock::Clock;
-use crate::disk::RealDisk;
 use crate::disk::sim::{Lasting, Operation, SimDisk};
+use crate::disk::{DirLock, Disk, File, RealDisk};
 
 const ID: Uuid = Uuid::from_u128(0xfe9c);
 
@@ -437,8 +437,108 @@ fn a_segment_file_holds_chosen_facts_of_any_kind() {
     let bytes = disk.bytes(path).unwrap();
     for at in (0..bytes.len()).filter(|at| *at < 80 || *at % 40_009 == 0 || *at + 250 > bytes.len()) {
         let byte = disk.damage(path, at, bytes[at] ^ 4);
-        let read = open(Content::Export, None).and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
+        let read = open(Content::Export, None).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         assert!(matches!(read, Err(SegmentFileError::Corrupt(_))), "byte {at}");
         disk.damage(path, at, byte);
+    }
+}
+
+/// What is to happen, once.
+type Plan = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// A disk on which something else happens in the middle of an operation.
+#[derive(Clone, Default)]
+struct Interrupted {
+    disk: SimDisk,
+    before_open: Plan,
+    after_rename: Plan,
+}
+
+impl std::fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interrupted")
+    }
+}
+
+fn happen(plan: &Plan) {
+    let planned = plan.lock().unwrap().take();
+    if let Some(planned) = planned {
+        planned();
+    }
+}
+
+impl Disk for Interrupted {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        happen(&self.before_open);
+        self.disk.open(path)
+    }
+    fn open_rw(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.disk.open_rw(path)
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.disk.create(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)?;
+        happen(&self.after_rename);
+        Ok(())
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<u64> {
+        self.disk.copy(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        self.disk.lock(dir)
+    }
+}
+
+#[test]
+fn a_reader_between_two_steps_of_a_compaction_meets_no_file_that_it_does_not_know() {
+    for lsn in [Lsn::new(LogIndex(1), 0), Lsn::new(LogIndex(45), 0)] {
+        for is_during_open in [true, false] {
+            let disk = Interrupted::default();
+            let open = || Log::open(Arc::new(disk.clone()), Path::new("/log"), config(), Clock::manual(), ID).unwrap();
+            let log = open();
+            (1..=100).for_each(|index| append_pair(&log, index));
+            // A log that was opened just now has no segment in memory.
+            drop(log);
+            let log = Arc::new(open());
+            let sealed = log.sealed();
+            assert!(sealed.len() > 2 && lsn.index() <= sealed[sealed.len() - 1].last_index);
+            let expected = format!("keep {}", lsn.index());
+            let happened = Arc::new(Mutex::new(false));
+            if is_during_open {
+                let (compacted, happened) = (Arc::clone(&log), Arc::clone(&happened));
+                let compaction = move || *happened.lock().unwrap() = compact_all(&compacted);
+                *disk.before_open.lock().unwrap() = Some(Box::new(compaction));
+                assert_eq!(log.read(lsn).unwrap(), expected.as_bytes());
+            } else {
+                let (reader, happened, expected) = (Arc::clone(&log), Arc::clone(&happened), expected.clone());
+                let reading = move || {
+                    assert_eq!(reader.read(lsn).unwrap(), expected.as_bytes());
+                    assert!(reader.scan(Lsn::ZERO).all(|fact| fact.is_ok()));
+                    *happened.lock().unwrap() = true;
+                };
+                *disk.after_rename.lock().unwrap() = Some(Box::new(reading));
+                compact_all(&log);
+            }
+            assert!(*happened.lock().unwrap());
+            assert_eq!(log.read(lsn).unwrap(), expected.as_bytes());
+            assert_eq!(log.sealed().len(), 1);
+        }
     }
 }
