@@ -49,7 +49,10 @@ fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         for entry in entries.map(|entry| entry.expect("a readable folder").path()) {
             if entry.is_dir() {
-                folders.push(entry);
+                // A package of its own, such as benches/compare, builds into its own folder.
+                if !entry.ends_with("target") {
+                    folders.push(entry);
+                }
             } else if entry.to_string_lossy().ends_with(ending) {
                 found.push(entry);
             }
