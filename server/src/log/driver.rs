@@ -213,6 +213,14 @@ impl Board {
         self.state().failure.clone()
     }
 
+    /// Why the next segment cannot be prepared, if the last try failed.
+    pub(super) fn no_space(&self) -> Option<String> {
+        match &self.state().stage {
+            Stage::Failed { reason, .. } => Some(reason.clone()),
+            Stage::Wanted | Stage::Working | Stage::Ready(_) => None,
+        }
+    }
+
     /// How long the write in flight has been waiting for the disk.
     pub(super) fn stalled_for(&self) -> Duration {
         let since = self.in_flight_since.load(Ordering::Acquire);

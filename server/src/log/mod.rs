@@ -310,6 +310,11 @@ impl Log {
         self.board.stalled_for()
     }
 
+    /// Why the next segment cannot be had, as long as that is so: only the room that is left is used up.
+    pub fn no_space(&self) -> Option<String> {
+        self.board.no_space()
+    }
+
     /// How the log is.
     pub fn status(&self) -> LogStatus {
         let (segments, bytes) = self.catalog.size();

@@ -13,6 +13,7 @@ mod oversized;
 mod pipeline;
 mod shape;
 mod status;
+mod store_status;
 mod tail;
 
 use std::sync::Arc;

@@ -113,5 +113,10 @@ impl Gathered {
     }
 }
 
+/// What a fact of this length takes in the log, if it has its entry to itself.
+pub(super) fn kept_bytes(payload_bytes: usize) -> u64 {
+    payload_bytes as u64 + FACT_EXTRA_BYTES + ENTRY_EXTRA_BYTES
+}
+
 /// What is left of a commit without its checkpoints.
 const HUSK_BYTES: u64 = 192;

@@ -4,13 +4,14 @@ use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
 
 use bytes::Bytes;
+use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 
 use super::board::Board;
 use super::choose::{Candidate, ORDINARY, THOROUGH, choose};
 use super::damage::Damages;
-use super::feed::Gathered;
+use super::feed::{Gathered, kept_bytes};
 use super::hot_state::{self, Unusable};
 use super::pace::{Pace, Stop};
 use super::replay::{self, ReplayError, replay};
@@ -309,13 +310,18 @@ impl Pass {
         let mut other_bytes = 0;
         let mut judge = |lsn: Lsn, payload: &Bytes| {
             let Ok(fact) = replay::decode(lsn, payload.clone()) else { return Fate::Keep };
-            let keep = state.keep(lsn, &fact, now_ms, &is_gone);
-            if !matches!(keep, Keep::Nothing) && fact.checkpoints().next().is_none() {
-                other_bytes += payload.len() as u64 + 64;
-            }
-            match keep {
-                Keep::Whole => Fate::Keep,
-                Keep::Reduced(reduced) => Fate::Replace(reduced.encode_to_vec().into()),
+            // What is kept for its checkpoints is counted with them.
+            let is_counted = |fact: &Fact| fact.checkpoints().any(|(.., checkpoint)| checkpoint.is_some());
+            match state.keep(lsn, &fact, now_ms, &is_gone) {
+                Keep::Whole => {
+                    other_bytes += if is_counted(&fact) { 0 } else { kept_bytes(payload.len()) };
+                    Fate::Keep
+                }
+                Keep::Reduced(reduced) => {
+                    let payload = reduced.encode_to_vec();
+                    other_bytes += if is_counted(&reduced) { 0 } else { kept_bytes(payload.len()) };
+                    Fate::Replace(payload.into())
+                }
                 Keep::Nothing => Fate::Drop,
             }
         };

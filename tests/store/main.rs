@@ -1,0 +1,6 @@
+//! A store that runs for years: bounded on disk, fast to open, and true to its log whatever happens to its files.
+
+#![allow(clippy::disallowed_methods)]
+
+mod bounded;
+mod support;
