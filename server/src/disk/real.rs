@@ -102,6 +102,13 @@ impl RealDisk {
             result => result,
         }
     }
+
+    /// Waits until nobody has a lock on an existing file.
+    pub fn wait_unlocked(&self, path: &Path) -> io::Result<()> {
+        let file = fs::File::open(path)?;
+        file.lock()?;
+        file.unlock()
+    }
 }
 
 #[derive(Debug)]

@@ -107,6 +107,9 @@ impl Worker {
         let newest = RealDisk.directories(&shared.dir).ok().and_then(|names| names.into_iter().max());
         let Some(newest) = newest else { return self.create() };
         let dir = shared.dir.join(newest);
+        // Threads of a database that was closed just now keep its file locked for a moment. One that is missing, or cannot be
+        // read, is for sled to complain about.
+        let _ = RealDisk.wait_unlocked(&dir.join("db"));
         match guarded(|| Store::open(&dir, shared.log_id, shared.durable, &shared.settings, || shared.go_on())) {
             Ok(store) => {
                 let applied = store.applied();

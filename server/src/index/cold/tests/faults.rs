@@ -22,9 +22,9 @@ pub(super) fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target)
+            copy(&entry.path(), &target);
         } else {
-            drop(std::fs::copy(entry.path(), target))
+            std::fs::copy(entry.path(), target).unwrap();
         }
     }
 }
@@ -45,7 +45,8 @@ fn populate(dir: &Path) {
         let stays = range.iter().flat_map(|at| [commit("eu", *at, *at, &at.to_string()), audit(*at)]);
         let goes = range.iter().map(|at| commit("us", *at, *at, "of one id"));
         let (pipeline, branch) = ("p/p".to_owned(), "us".to_owned());
-        let retain = Change::Retain { pipeline, branch, sequences: last - 50..=last, pinned: vec![] };
+        let sequences = if last == COMMITS { 0..=0 } else { last - 50..=last };
+        let retain = Change::Retain { pipeline, branch, sequences, pinned: vec![] };
         index.feed(lsn(first - 1), stays.chain(goes).chain([retain]).collect(), lsn(last)).unwrap();
         if number % 4 == 3 {
             index.stop();
@@ -53,9 +54,6 @@ fn populate(dir: &Path) {
             assert_eq!(index.opened(), Status::Ready { applied: lsn(last) });
         }
     }
-    let (pipeline, branch) = ("p/p".to_owned(), "us".to_owned());
-    let retain = Change::Retain { pipeline, branch, sequences: 0..=0, pinned: vec![] };
-    index.feed(lsn(COMMITS), vec![retain], lsn(COMMITS)).unwrap();
     index.stop();
 }
 
