@@ -130,12 +130,12 @@ async fn a_malformed_fork_is_refused_by_field() {
             request.actor = "a".repeat(limits::ACTOR_CHARS_MAX + 1);
         }),
     ];
-    type Request = ForkRequest;
-    faults.extend(name_faults(bad_pipelines(), "pipeline", |request: &mut Request, it| request.pipeline = it));
-    faults.extend(name_faults(bad_names(), "branch", |request: &mut Request, it| request.branch = it));
-    let source = |request: &mut Request, it| request.source_pipeline = it;
+    faults.extend(name_faults(bad_pipelines(), "pipeline", |request: &mut ForkRequest, it| request.pipeline = it));
+    faults.extend(name_faults(bad_names(), "branch", |request: &mut ForkRequest, it| request.branch = it));
+    let source = |request: &mut ForkRequest, it| request.source_pipeline = it;
     faults.extend(name_faults(bad_pipelines(), "source_pipeline", source));
-    faults.extend(name_faults(bad_names(), "source_branch", |request: &mut Request, it| request.source_branch = it));
+    faults
+        .extend(name_faults(bad_names(), "source_branch", |request: &mut ForkRequest, it| request.source_branch = it));
     let token = store.take("source").await;
     store.commit(commit("source", token, 1)).await.unwrap();
     let good = ForkRequest { source_branch: "source".to_owned(), ..fork(1, "new") };

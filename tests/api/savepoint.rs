@@ -132,9 +132,10 @@ async fn a_malformed_savepoint_is_refused_by_field() {
             request.reason = "r".repeat(limits::REASON_BYTES_MAX + 1);
         }),
     ];
-    type Request = CreateSavepointRequest;
-    faults.extend(name_faults(bad_pipelines(), "pipeline", |request: &mut Request, it| request.pipeline = it));
-    faults.extend(name_faults(bad_names(), "branch", |request: &mut Request, it| request.branch = it));
-    faults.extend(name_faults(bad_names(), "name", |request: &mut Request, it| request.name = it));
+    faults.extend(name_faults(bad_pipelines(), "pipeline", |request: &mut CreateSavepointRequest, it| {
+        request.pipeline = it
+    }));
+    faults.extend(name_faults(bad_names(), "branch", |request: &mut CreateSavepointRequest, it| request.branch = it));
+    faults.extend(name_faults(bad_names(), "name", |request: &mut CreateSavepointRequest, it| request.name = it));
     check("CreateSavepoint", name("s", "main", 1), faults, async |request| store.create_savepoint(request).await).await;
 }
