@@ -133,7 +133,7 @@ async fn a_malformed_savepoint_is_refused_by_field() {
         }),
     ];
     faults.extend(name_faults(bad_pipelines(), "pipeline", |request: &mut CreateSavepointRequest, it| {
-        request.pipeline = it
+        request.pipeline = it;
     }));
     faults.extend(name_faults(bad_names(), "branch", |request: &mut CreateSavepointRequest, it| request.branch = it));
     faults.extend(name_faults(bad_names(), "name", |request: &mut CreateSavepointRequest, it| request.name = it));
