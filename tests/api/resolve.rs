@@ -8,7 +8,7 @@ use tonic::Status;
 use crate::support::{ORDERS, Store, commit, refusal};
 
 /// How many commits a pipeline remembers by id.
-const WINDOW: u64 = fencepost_server::state::WINDOW_COMMITS as u64;
+const WINDOW: u64 = fencepost_server::state::WINDOW_COMMITS;
 
 async fn resolve(store: &Store, commit_id: &str, branch: &str, sequence: u64) -> Result<ResolveCommitResponse, Status> {
     let request = ResolveCommitRequest {

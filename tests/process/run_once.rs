@@ -1,5 +1,7 @@
 //! Work that is done once under its id, however long ago that was.
 
+use fencepost::v1::pipeline_service_client::PipelineServiceClient;
+use fencepost::v1::{Policy, SetPolicyRequest};
 use fencepost_client::{Checkpoint, Commit, Resume};
 
 use crate::job::{Job, PIPELINE, ended_with};
@@ -12,8 +14,11 @@ const BRANCHES: usize = 100;
 const ON_MAIN: usize = 150;
 
 /// Work that was done on `main` under the id `long-ago`, and then so many commits that no server remembers the id.
-async fn job_with_a_past() -> Job {
+async fn job_with_a_past(keep_last: u64) -> Job {
     let job = Job::new().await;
+    let policy = Some(Policy { keep_last, ..Policy::default() });
+    let request = SetPolicyRequest { pipeline: PIPELINE.to_owned(), policy, ..SetPolicyRequest::default() };
+    PipelineServiceClient::new(job.server.channel().await).set_policy(request).await.unwrap();
     let worker = job.branch().await.resume(Resume::new("earlier").start_fresh()).await.unwrap();
     Commit::of([(&worker, Checkpoint::at("1"))]).id("long-ago@main").send().await.unwrap();
     for i in 0..ON_MAIN {
@@ -40,7 +45,7 @@ async fn job_with_a_past() -> Job {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_the_server_forgot_is_found_in_the_history() {
-    let job = job_with_a_past().await;
+    let job = job_with_a_past(1_000).await;
     let done = job.ended(&["--commit-id", "long-ago"], "touch ran; echo 200").await;
     ended_with(&done, 0, &["'long-ago@main' was committed before", "nothing to do"]);
     assert!(!job.trace("ran").exists());
@@ -54,4 +59,15 @@ async fn an_id_that_the_server_forgot_is_found_in_the_history() {
     // Where nothing was ever committed there is no history to look at.
     let fresh = ["--commit-id", "first", "--branch", "new", "--start-fresh"];
     ended_with(&job.ended(&fresh, "echo 1").await, 0, &["prod/job/new committed sequence 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_may_have_been_done_is_not_done_again() {
+    let job = job_with_a_past(5).await;
+    for id in ["long-ago", "today"] {
+        let done = job.ended(&["--commit-id", id], "touch ran; echo 200").await;
+        ended_with(&done, 74, &["cannot be told", "The program was not started"]);
+        assert!(!job.trace("ran").exists());
+    }
+    job.is_tidy().await;
 }
