@@ -29,7 +29,8 @@ async fn an_export_taken_in_elsewhere_has_what_was_retained_and_goes_on_from_the
     let (source, target) = (open(&dir.path().join("a")).await.unwrap(), open(&dir.path().join("b")).await.unwrap());
     let (from, to) = (source.client(), target.client());
     let orders = from.pipeline(PIPELINE);
-    orders.set_policy(Policy::new().keep_last(5)).actor("ada").reason("small").send().await.unwrap();
+    let policy = orders.set_policy(Policy::new().keep_last(5)).actor("ada").reason("small").send().await.unwrap();
+    assert_eq!(policy.keep_last, 5);
     commit_all(&from, 3, 8).await;
     orders.create_savepoint("before").branch("shard-0").sequence(4).send().await.unwrap();
     let shard = orders.branch("shard-1");
