@@ -5,4 +5,5 @@
 mod bounded;
 mod snapshot;
 mod support;
+mod tail;
 mod transfer;
