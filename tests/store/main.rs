@@ -2,7 +2,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod ask;
 mod bounded;
+mod drive;
+mod restart;
 mod snapshot;
 mod support;
 mod tail;

@@ -215,14 +215,6 @@ impl Catalog {
         self.segments(judged).unwrap_or_default()
     }
 
-    /// The same of the segment that an index belongs to.
-    pub(super) fn judged_at_of(&self, index: LogIndex) -> Lsn {
-        self.segments(|segments| {
-            let at = segments.sealed.partition_point(|sealed| sealed.trailer.last_index < index);
-            segments.sealed.get(at).map_or(Lsn::ZERO, |sealed| sealed.header.judged_at)
-        })
-    }
-
     /// The sealed segments, the active one behind them, and where its durable entries end.
     pub(super) fn whole(&self) -> (Vec<Sealed>, Arc<Active>, u64) {
         self.segments(|segments| {

@@ -266,11 +266,6 @@ impl Log {
         self.catalog.judged_at()
     }
 
-    /// The same of the segment that a position belongs to.
-    pub fn judged_at_of(&self, lsn: Lsn) -> Lsn {
-        self.catalog.judged_at_of(lsn.index())
-    }
-
     /// Makes one segment of a run of sealed ones, without the facts that `judge` drops and with others in the form that it
     /// gives them. `judged_at` is the position of the state by which it judges, which must cover the run.
     ///
