@@ -41,7 +41,9 @@ pub(crate) async fn child(what: &str, dir: &Path) {
         }
         STATE => {
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-            let log = LogConfig { segment_bytes: config(dir).segment_bytes, ..LogConfig::default() };
+            let config = config(dir);
+            let (segment_bytes, entry_bytes_max) = (config.segment_bytes, config.entry_bytes_max() as u64);
+            let log = LogConfig { segment_bytes, entry_bytes_max, ..LogConfig::default() };
             let log = Log::open(Arc::clone(&disk), &dir.join("log"), log, Clock::real(), random_id()).expect("a log");
             let before = memory("VmRSS:");
             let state = hot_state::load(&disk, dir, &log).expect("a state");

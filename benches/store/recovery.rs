@@ -53,7 +53,7 @@ async fn make(dir: &Path, branches: usize) {
     }
     let filled = begun.elapsed();
     store.upkeep().await;
-    let tail = (store.state_file_bytes() + store.backend.config.segment_bytes) / 2 / COMMIT_BYTES;
+    let tail = store.state_file_bytes().midpoint(store.backend.config.segment_bytes) / COMMIT_BYTES;
     held.commit(sequencer, (0..tail as usize).map(|commit| commit * 7919 % branches)).await;
     println!(
         "made {branches} branches x {CHECKPOINTS} in {:.0} s, upkeep done after {:.0} s; state file {} MiB, log {} MiB, \
