@@ -118,7 +118,7 @@ impl Server {
                 .map_err(|cause| ServerError::Io { what: "the sequencer's thread cannot start".to_owned(), cause })?;
         let upkeep = {
             let (log, cold, clock, data_dir) = (Arc::clone(&log), cold.clone(), clock.clone(), config.data_dir.clone());
-            let store = upkeep::Store { disk, data_dir, log, cold, clock };
+            let store = upkeep::Store { disk: Arc::clone(&disk), data_dir, log, cold, clock };
             let settings = upkeep::Settings {
                 segment_bytes: config.segment_bytes,
                 compaction_bytes_per_second: config.compaction_bytes_per_second,
@@ -132,7 +132,8 @@ impl Server {
         let upkeep = Arc::new(upkeep);
         let started = clock.now();
         let (stopping_sender, stopping) = watch::channel(false);
-        let backend = Backend { sequencer, log, cold, upkeep, config: Arc::new(config), clock, started, stopping };
+        let backend =
+            Backend { sequencer, disk, log, cold, upkeep, config: Arc::new(config), clock, started, stopping };
         Ok(Server { backend, sequencer_thread, stopping: stopping_sender })
     }
 

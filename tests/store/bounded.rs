@@ -1,5 +1,7 @@
 //! Disk use is bounded, and what is retained stays readable.
 
+use fencepost_client::StoredCheckpoint;
+
 use crate::support::{PIPELINE, SEGMENT_BYTES, bytes_in, commit_all, open, state, until};
 
 const BRANCHES: usize = 20;
@@ -22,7 +24,7 @@ async fn with_steady_commits_the_directory_stays_below_twice_what_is_live_and_fo
     for branch in 0..BRANCHES {
         let branch_name = format!("shard-{branch}");
         let listed = client.pipeline(PIPELINE).branch(&branch_name).checkpoints().all().await.unwrap();
-        let sequences: Vec<u64> = listed.iter().map(|found| found.sequence()).collect();
+        let sequences: Vec<u64> = listed.iter().map(StoredCheckpoint::sequence).collect();
         assert_eq!(sequences, (2_991..=3_000).rev().collect::<Vec<u64>>());
         let found = client.pipeline(PIPELINE).branch(&branch_name).checkpoint(2_993).await.unwrap();
         assert_eq!(found.state(), &state(branch, 2_993));

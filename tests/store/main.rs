@@ -1,6 +1,9 @@
 //! A store that runs for years: bounded on disk, fast to open, and true to its log whatever happens to its files.
 
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod bounded;
+mod snapshot;
+mod start;
 mod support;
+mod transfer;

@@ -305,6 +305,11 @@ impl Log {
         verify::check_segment(&self.catalog, number, pace)
     }
 
+    /// Keeps the sealed segments as they are, as long as the result lives.
+    pub fn hold_compaction(&self) -> impl Drop + '_ {
+        lock(&self.catalog.upkeep)
+    }
+
     /// How long the write in flight has been waiting for the disk; zero if there is none.
     pub fn stalled_for(&self) -> Duration {
         self.board.stalled_for()

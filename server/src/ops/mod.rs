@@ -3,6 +3,7 @@
 mod manifest;
 pub mod restore;
 pub mod snapshot;
+pub mod transfer;
 
 use fencepost::Lsn;
 use fencepost::log::v1::Fact;

@@ -291,9 +291,10 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
             grant.holder
         )
     } else if !grant.is_in_force() {
+        let end = if grant.standing == Standing::Released { "released it" } else { "lost it to a new generation" };
         format!(
-            "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and does not \
-             have it any more; stop this worker, or resume",
+            "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and {end}; stop \
+             this worker, or resume",
             grant.holder, grant.token
         )
     } else {

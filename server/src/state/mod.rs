@@ -162,8 +162,8 @@ impl State {
             return Ok(());
         }
         let message = format!(
-            "pipeline '{pipeline}' is being imported: wait until that is done, or run the import again with the same \
-             file if it was broken off"
+            "pipeline '{pipeline}' is being imported and cannot be used before that is done: if nobody imports it now, \
+             run the import again"
         );
         Err(Refusal::new(Reason::Importing, message).with("pipeline", pipeline).with("retry_after_ms", 1000))
     }

@@ -129,11 +129,9 @@ impl State {
         }
         let lsn = self.check_place(of, branch_name, sequence, wanted)?;
         if pipeline.savepoints.by_name.len() >= limits::SAVEPOINTS_MAX {
-            let message = format!(
-                "pipeline '{of}' has {} savepoints, which is the limit: delete some before making '{name}'",
-                limits::SAVEPOINTS_MAX
-            );
-            return Err(Refusal::new(Reason::TooLarge, message).with("field", "name").with("value", name));
+            let expected =
+                format!("at most {} savepoints in '{of}', and it has as many: delete some", limits::SAVEPOINTS_MAX);
+            return Err(Refusal::field(Reason::TooLarge, "name", name, &expected));
         }
         let committed_at_ms =
             if lsn == head.lsn { head.committed_at_ms } else { found.map_or(0, |place| place.committed_at_ms) };
