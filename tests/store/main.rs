@@ -7,6 +7,7 @@ mod bounded;
 mod drive;
 mod restart;
 mod snapshot;
+mod start;
 mod support;
 mod tail;
 mod transfer;
