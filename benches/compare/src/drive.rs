@@ -11,8 +11,16 @@ use crate::subject::Subject;
 pub(crate) struct Done {
     appends: u64,
     elapsed: Duration,
-    /// Of the whole process: callers and log.
-    cpu: Duration,
+    cpu: Cpu,
+}
+
+/// CPU time that was used.
+#[derive(Clone, Copy, Debug)]
+struct Cpu {
+    /// By this process: callers and log.
+    own: Duration,
+    /// By the whole machine, this process included.
+    all: Duration,
 }
 
 impl Done {
@@ -23,7 +31,12 @@ impl Done {
 
     /// Microseconds of CPU for each append.
     pub(crate) fn cpu_us(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.appends.max(1) as f64
+        self.cpu.own.as_secs_f64() * 1e6 / self.appends.max(1) as f64
+    }
+
+    /// How many CPUs others used, on average. Counts the kernel's work for us too.
+    pub(crate) fn others(&self) -> f64 {
+        self.cpu.all.saturating_sub(self.cpu.own).as_secs_f64() / self.elapsed.as_secs_f64()
     }
 }
 
@@ -43,18 +56,37 @@ pub(crate) fn closed_loops(subject: &dyn Subject, callers: usize, bytes: usize, 
             });
         }
         thread::sleep(turn / 5);
-        let (before, begun, cpu) = (appends.load(Ordering::Relaxed), Instant::now(), cpu_time());
-        thread::sleep(turn);
-        let (after, elapsed, cpu) = (appends.load(Ordering::Relaxed), begun.elapsed(), cpu_time().saturating_sub(cpu));
+        let before = appends.load(Ordering::Relaxed);
+        let done = idle(turn);
+        let after = appends.load(Ordering::Relaxed);
         is_over.store(true, Ordering::Relaxed);
-        Done { appends: after - before, elapsed, cpu }
+        Done { appends: after - before, ..done }
     })
 }
 
-/// CPU time that this process has used, in steps of 10 ms.
-fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // After the name, which ends with the last parenthesis: user time is field 12, system time field 13, in 1/100 s.
-    let fields = stat.rsplit(')').next().unwrap_or("").split_whitespace();
-    Duration::from_millis(fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
+/// Waits, and says what happened on the machine in the meantime.
+pub(crate) fn idle(time: Duration) -> Done {
+    let (begun, before) = (Instant::now(), Cpu::now());
+    thread::sleep(time);
+    let (elapsed, after) = (begun.elapsed(), Cpu::now());
+    let cpu = Cpu { own: after.own.saturating_sub(before.own), all: after.all.saturating_sub(before.all) };
+    Done { appends: 0, elapsed, cpu }
+}
+
+impl Cpu {
+    /// Since the beginning, in steps of 10 ms.
+    fn now() -> Cpu {
+        // After the name, which ends with the last parenthesis: user time is field 12, system time field 13.
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let own = own.rsplit(')').next().map_or(Duration::ZERO, |fields| ticks(fields, 11, 2));
+        // The first line is that of all CPUs: user, nice, system.
+        let all = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        Cpu { own, all: all.lines().next().map_or(Duration::ZERO, |line| ticks(line, 1, 3)) }
+    }
+}
+
+/// The sum of some fields that count in 1/100 s.
+fn ticks(fields: &str, skip: usize, take: usize) -> Duration {
+    let fields = fields.split_whitespace().skip(skip).take(take);
+    Duration::from_millis(fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
 }

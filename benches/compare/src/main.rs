@@ -32,6 +32,9 @@ struct Flags {
     /// How long a turn is measured; 2 if not given, 0.2 with --quick. A fifth of it comes before, unmeasured.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Wait until others use fewer CPUs than this, and repeat rounds in which they used more. For a shared machine.
+    #[arg(long, default_value_t = f64::INFINITY)]
+    others_max: f64,
     /// Only these logs. Without `raw` there are no ratios.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
@@ -58,25 +61,22 @@ fn main() {
     println!("|---|{}", "---|".repeat(kinds.len()));
     for bytes in flags.bytes {
         for callers in &flags.callers {
-            let cells = compare(&kinds, turns, turn, *callers, bytes);
+            let round = || quiet_round(&kinds, *callers, bytes, turn, flags.others_max);
+            let cells = cells(&std::iter::repeat_with(round).take(turns).collect::<Vec<_>>(), &kinds);
             println!("| {callers}, {bytes} |{}", cells.concat());
         }
     }
 }
 
-/// Measures one case, all logs in turns. Answers a cell of the table for each.
-fn compare(kinds: &[Kind], turns: usize, turn: Duration, callers: usize, bytes: usize) -> Vec<String> {
-    let mut rounds: Vec<Vec<Done>> = Vec::with_capacity(turns);
-    for _ in 0..turns {
-        rounds.push(round(kinds, callers, bytes, turn));
-    }
+/// A cell of the table for each log, from what they did in the rounds.
+fn cells(rounds: &[Vec<Done>], kinds: &[Kind]) -> Vec<String> {
     let raw = kinds.iter().position(|kind| *kind == Kind::Raw);
     let cell = |at: usize| {
         let ratio = raw.map_or_else(
             || "-".to_owned(),
             |raw| {
                 let ratios = sorted(rounds.iter().map(|round| round[at].rate() / round[raw].rate()));
-                format!("{:.2} ({:.2} to {:.2})", median(&ratios), ratios[0], ratios[turns - 1])
+                format!("{:.2} ({:.2} to {:.2})", median(&ratios), ratios[0], ratios[ratios.len() - 1])
             },
         );
         let rate = median(&sorted(rounds.iter().map(|round| round[at].rate())));
@@ -84,6 +84,17 @@ fn compare(kinds: &[Kind], turns: usize, turn: Duration, callers: usize, bytes: 
         format!(" {ratio}; {rate:.0}; {cpu_us:.1} |")
     };
     (0..kinds.len()).map(cell).collect()
+}
+
+/// A round in which others left us the machine.
+fn quiet_round(kinds: &[Kind], callers: usize, bytes: usize, turn: Duration, others_max: f64) -> Vec<Done> {
+    loop {
+        while others_max.is_finite() && drive::idle(Duration::from_secs(1)).others() > others_max {}
+        let done = round(kinds, callers, bytes, turn);
+        if done.iter().all(|done| done.others() <= others_max) {
+            return done;
+        }
+    }
 }
 
 /// One turn for each, on a new log in a new directory. All are removed after the last one: giving back hundreds of
