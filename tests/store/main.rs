@@ -10,5 +10,7 @@ mod faults;
 mod prepared;
 mod restart;
 mod snapshot;
+mod start;
 mod support;
+mod tail;
 mod transfer;
