@@ -152,7 +152,9 @@ impl fmt::Display for Difference {
 
 fn refusal(status: &Status) -> (String, String) {
     let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
-    (reason, status.message().to_owned())
+    // It says what time it is.
+    let message = if reason == "NOT_AFTER_PASSED" { "" } else { status.message() };
+    (reason, message.to_owned())
 }
 
 async fn answer(channel: Channel, question: &Question, again: Option<CommitRequest>) -> Result<String, Status> {

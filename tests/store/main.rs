@@ -4,7 +4,10 @@
 
 mod ask;
 mod bounded;
+mod damage;
 mod drive;
+mod faults;
+mod prepared;
 mod restart;
 mod snapshot;
 mod start;
