@@ -66,12 +66,15 @@ fn look(
     report: &mut VerifyReport,
 ) -> Result<(), OpenError> {
     let mut chain = Chain::new(dir);
+    // The report of segments that are not there, and the first index in them; the next segment tells the last.
+    let mut lost: Option<(usize, LogIndex)> = None;
     for number in numbers {
         if chain.stands_for(*number) {
             report.replaced.push(segment::path(dir, *number));
             continue;
         }
         if let Err(damage) = chain.follows(*number) {
+            lost = lost.or(chain.first_due.map(|first_due| (report.damage.len(), first_due)));
             report.damage.push(damage);
             chain.lose();
         }
@@ -79,6 +82,7 @@ fn look(
             Ok(opened) => opened,
             Err(OpenError::Corrupt(damage)) => {
                 // Without its header nothing else in the segment can be checked.
+                lost = lost.or(chain.first_due.map(|first_due| (report.damage.len(), first_due)));
                 report.damage.push(damage);
                 chain.lose();
                 if numbers.last() == Some(number) {
@@ -89,6 +93,10 @@ fn look(
             Err(other) => return Err(other),
         };
         report.log_id.get_or_insert(header.identity.log_id);
+        if let Some((at, first_lost)) = lost.take().filter(|(_, first_lost)| *first_lost < header.first_index) {
+            report.damage[at].indexes = Some(first_lost.0..=header.first_index.0 - 1);
+        }
+        inspector.begins(&header.label());
         let path = segment::path(dir, *number);
         let pace = &mut |_| ControlFlow::Continue(());
         let mut inspection = Inspection { path, file, header, inspector, damage: &mut report.damage, shown, pace };
@@ -389,6 +397,9 @@ fn show<'a>(
             return;
         }
         *shown = lsn;
+        if !damage.is_empty() {
+            inspector.damaged();
+        }
         if let Err(what) = inspector.fact(lsn, payload) {
             let what = format!("fact {lsn} is whole and makes no sense: {what}");
             let indexes = Some(lsn.index().0..=lsn.index().0);
