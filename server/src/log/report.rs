@@ -17,6 +17,9 @@ pub trait Inspector {
     /// Something is damaged, so that of the facts that follow some before them may be missing. Said before each of them.
     fn damaged(&mut self) {}
 
+    /// A fact has a good header and another payload than was written. Nothing in it can be trusted.
+    fn broken(&mut self, _lsn: Lsn, _payload: &[u8]) {}
+
     /// A segment was looked at.
     fn segment(&mut self, _segment: &SegmentReport) {}
 

@@ -189,6 +189,7 @@ impl Inspection<'_> {
                 && !(after_damage && bad.problem == Problem::Blank)
             {
                 self.damage.push(recovery::damage(&self.path, bad, &why));
+                self.show_broken(&mut survey.walk, bad)?;
                 if self.resync(&mut survey.walk, bad, bad.index)? {
                     continue;
                 }
@@ -276,6 +277,7 @@ impl Inspection<'_> {
                 Step::Bad(bad) => bad,
             };
             self.damage.push(recovery::damage(&self.path, bad, "in a sealed segment"));
+            self.show_broken(&mut walk, bad)?;
             let last_index = trailer.map_or(bad.index, |trailer| trailer.last_index);
             let found_again = match &stored {
                 Some(stored) => self.skip(&mut walk, stored, last_index),
@@ -291,6 +293,16 @@ impl Inspection<'_> {
         // Behind the last entry of a compacted segment others may have been.
         let last_index = table.last().map_or(first_index, |(index, _)| index);
         Ok(self.report(table.len() as u64, facts, last_index, true))
+    }
+
+    fn show_broken(&mut self, walk: &mut Walk, bad: Bad) -> Result<(), OpenError> {
+        let Problem::Payload(header) = bad.problem else { return Ok(()) };
+        let (offset, length) = (bad.offset + HEADER_BYTES as u64, header.payload_bytes as usize);
+        let payload = walk.window.get(offset, length, walk.limit).map_err(recovery::io_error("read", &self.path))?;
+        if header.kind == Kind::Fact {
+            self.inspector.broken(Lsn::new(header.index, header.ordinal), payload);
+        }
+        Ok(())
     }
 
     /// Moves the walk over the damaged entry where it stands, by the table, and writes into the last report which entries

@@ -169,6 +169,12 @@ impl Inspector for Witness<'_> {
         self.is_sound = false;
     }
 
+    fn broken(&mut self, lsn: Lsn, payload: &[u8]) {
+        if let Ok(fact) = Fact::decode(payload) {
+            self.holdings.suspect(lsn, &fact);
+        }
+    }
+
     fn segment(&mut self, segment: &SegmentReport) {
         (self.read)(segment.file_bytes.saturating_sub(self.shown));
         self.shown = 0;

@@ -21,6 +21,8 @@ const NAMED_MAX: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     pipelines: BTreeMap<Box<str>, Held>,
+    /// What damaged facts seem to say.
+    suspects: Vec<(Lsn, Located)>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,14 @@ impl Holdings {
         }
     }
 
+    /// Takes note of a fact whose payload is not what was written. Often it still says what it was.
+    pub(super) fn suspect(&mut self, lsn: Lsn, fact: &Fact) {
+        let pipeline = fact.pipeline().unwrap_or_default().to_owned();
+        self.suspects.extend(fact.checkpoints().map(|(branch, sequence, _)| {
+            (lsn, Located { pipeline: pipeline.clone(), branch: branch.to_owned(), sequence })
+        }));
+    }
+
     /// Takes in what a state says that has all facts so far, also those that were not read.
     pub(super) fn absorb(&mut self, state: &State) {
         for (name, pipeline) in state.pipelines_after("", "") {
@@ -105,6 +115,10 @@ impl Holdings {
             let named = held.savepoints.values().filter(|(_, _, lsn)| is_in(lsn));
             named.for_each(|(branch, sequence, _)| add(branch, *sequence));
         }
+        // It is believed where it would be the newest of its branch, of which nothing else can tell.
+        let is_newest = |it: &Located| self.branch(it).is_none_or(|branch| branch.head + 1 == it.sequence);
+        let suspects = self.suspects.iter().filter(|(lsn, it)| is_in(lsn) && is_newest(it));
+        lost.extend(suspects.map(|(_, it)| it.clone()));
         lost.sort();
         lost.dedup();
         let is_more = lost.len() > NAMED_MAX;
@@ -126,6 +140,10 @@ impl Holdings {
             }
         }
         missing
+    }
+
+    fn branch(&self, of: &Located) -> Option<&HeldBranch> {
+        self.pipelines.get(&*of.pipeline)?.branches.get(&*of.branch)
     }
 
     /// Every branch with what it keeps and where.
