@@ -102,7 +102,8 @@ impl Case {
 
     /// Every byte of a sealed segment is read by the scrub or by compaction.
     fn must_be_noticed(&self) -> bool {
-        matches!(self.target.kind, Kind::Sealed | Kind::Compacted) && matches!(self.fault, Fault::Flip | Fault::ZeroSector)
+        matches!(self.target.kind, Kind::Sealed | Kind::Compacted)
+            && matches!(self.fault, Fault::Flip | Fault::ZeroSector)
     }
 
     /// Whether the state file cannot be used as it is now.
