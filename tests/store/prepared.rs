@@ -78,13 +78,7 @@ impl Prepared {
         driver.commit(ORDERS, &["eu"], 700).await;
         let truth = driver.known.ask(&store.channel()).await;
         store.close().await.unwrap();
-        let mut prepared = Prepared {
-            dir,
-            driver,
-            truth_before: truth.clone(),
-            truth_after: truth.clone(),
-            truth,
-        };
+        let mut prepared = Prepared { dir, driver, truth_before: truth.clone(), truth_after: truth.clone(), truth };
         // What it answered to the same questions before its last commit.
         let earlier = prepared.copy();
         std::fs::copy(prepared.older().join(&newest), earlier.path().join("data").join(&newest)).unwrap();
