@@ -102,6 +102,7 @@ impl Server {
         };
         ops::restore::check_finished(&*disk, &config.data_dir)?;
         let log_dir = config.data_dir.join(LOG_DIR);
+        hot_state::check_log(&*disk, &config.data_dir, &log_dir).map_err(ServerError::LogEndsEarly)?;
         let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;

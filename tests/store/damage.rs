@@ -242,6 +242,11 @@ pub(crate) fn damage(
         }
         Fault::Older => {
             bytes = std::fs::read(older.join(&target.file)).ok()?;
+            if target.kind == Kind::Compacted {
+                // It stood for the one after it.
+                let number: u64 = target.file.file_stem()?.to_str()?.parse().ok()?;
+                done.files.push(data_dir.join(format!("log/{:020}.seg", number + 1)));
+            }
         }
     }
     if bytes == before {

@@ -83,7 +83,15 @@ impl Case {
         let database = databases(&data_dir);
         let store = match open_again(thorough(&data_dir)).await {
             Ok(store) => store,
-            Err(error) => return Some(refused(&error.to_string(), &done)),
+            Err(error) => {
+                // It must not be taken for something else the next time.
+                let again = open_again(thorough(&data_dir)).await.map(drop).map_err(|error| error.to_string());
+                let is_same = again.as_ref() == Err(&error.to_string());
+                return Some(refused(&error.to_string(), &done).and_then(|outcome| match is_same {
+                    true => Ok(outcome),
+                    false => Err(format!("it said '{error}', and when it was started again {again:?}")),
+                }));
+            }
         };
         let held = self.hold(&store, prepared, &done).await;
         let is_remade = is_remade || databases(&data_dir) != database;

@@ -42,7 +42,7 @@ mod walk;
 mod writer;
 
 use std::ops::{ControlFlow, RangeInclusive};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -367,6 +367,17 @@ impl std::fmt::Debug for Log {
             .field("last_index", &self.last_index())
             .finish_non_exhaustive()
     }
+}
+
+/// Where the segment of this number would be, if all that are in the directory of a log are older.
+pub fn missing_segment(disk: &dyn Disk, dir: &Path, number: u64) -> Option<PathBuf> {
+    let newest = match disk.list(dir) {
+        Ok(names) => names.iter().filter_map(|name| segment::number_of(name)).max().unwrap_or(0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        // Whoever opens the log hears of it.
+        Err(_) => return None,
+    };
+    (newest < number).then(|| segment::path(dir, number))
 }
 
 /// Takes a directory and recovers the log in it.

@@ -15,7 +15,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use crate::disk::Disk;
-use crate::log::{Content, Damage, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
+use crate::log::{self, Content, Damage, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
 use crate::state::{State, StateLoader};
 
 /// Records in one entry of the file.
@@ -26,7 +26,7 @@ pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("state.seg")
 }
 
-/// Why there is no state to be had from a file. Unless the log itself ends too early, it is there to start from.
+/// Why there is no state to be had from a file. Unless the end of the log is missing, the log is there to start from.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// There is none; the normal case of a young store.
@@ -38,19 +38,16 @@ pub enum Unusable {
     /// It cannot be used here, though nothing says that it is damaged.
     #[error("{0}")]
     Unfit(String),
-    /// It knows of facts that the log does not have.
+    /// It knows of more than the log has.
     #[error(
-        "{} has the state at LSN {state} and knows of later segments, but the log ends with entry {log}: its newest \
-         segments are missing, and with them commits that were acknowledged. Put them back, or restore a snapshot; to go \
-         on without them, at the price of what they held, remove that file", .file.display()
+        "{missing} is missing: {} knows of it, and what it held was acknowledged. Put it back, with all that came after \
+         it, or restore a snapshot; to go on without it, at that price, remove {}", .file.display(), .file.display()
     )]
     LogEndsEarly {
         /// The file.
         file: PathBuf,
-        /// How far it goes.
-        state: Lsn,
-        /// How far the log goes.
-        log: LogIndex,
+        /// The segment, or the entry of the log, that is missing.
+        missing: String,
     },
 }
 
@@ -61,6 +58,17 @@ impl From<SegmentFileError> for Unusable {
             SegmentFileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Unusable::Absent,
             other => Unusable::Unfit(other.to_string()),
         }
+    }
+}
+
+/// Refuses a log whose newest segments are missing, as far as the file in the data directory tells. To be asked before the
+/// log is opened, because that begins a new segment behind what it finds.
+pub fn check_log(disk: &dyn Disk, data_dir: &Path, log_dir: &Path) -> Result<(), Unusable> {
+    let file = path(data_dir);
+    let Ok(reader) = SegmentFileReader::open(disk, &file, Content::HotState, None) else { return Ok(()) };
+    match log::missing_segment(disk, log_dir, *reader.label().numbers.end()) {
+        Some(missing) => Err(Unusable::LogEndsEarly { file, missing: missing.display().to_string() }),
+        None => Ok(()),
     }
 }
 
@@ -115,7 +123,8 @@ impl Saved {
         }
         let (applied, judged_at) = (self.state.applied(), log.judged_at);
         if applied.index() > log.last_index || self.newest_segment > log.newest_segment {
-            return Err(Unusable::LogEndsEarly { file: path(data_dir), state: applied, log: log.last_index });
+            let missing = format!("what follows entry {} of the log", log.last_index);
+            return Err(Unusable::LogEndsEarly { file: path(data_dir), missing });
         }
         if applied < judged_at {
             let older =

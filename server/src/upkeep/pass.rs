@@ -241,7 +241,8 @@ impl Pass {
         let mut segments = log.sealed().into_iter().map(|segment| segment.first_index).peekable();
         let mut gathered = Gathered::new();
         let mut last = state.applied();
-        for entry in log.entries(after.next().index()) {
+        // It was fed whole entries.
+        for entry in log.entries(after.index().next()) {
             let entry = entry.map_err(ReplayError::Read)?;
             if entry.index > through {
                 break;
@@ -258,9 +259,6 @@ impl Pass {
             for (ordinal, payload) in entry.facts {
                 let lsn = Lsn::new(entry.index, ordinal);
                 newest = lsn;
-                if lsn <= after {
-                    continue;
-                }
                 let payload_bytes = payload.len() as u64;
                 let fact = replay::decode(lsn, payload)?;
                 gathered.add(state, now_ms, lsn, &fact, payload_bytes, together);

@@ -43,7 +43,8 @@ pub fn replay(
     mut each: impl FnMut(Lsn, &Fact) -> ControlFlow<()>,
 ) -> Result<u64, ReplayError> {
     let (judged_at, mut facts) = (log.judged_at(), 0);
-    let from = state.applied().next();
+    // A state ends with a whole entry. Looking for more of that one would need its segment, which need not be read.
+    let from = Lsn::new(state.applied().index().next(), 0);
     for fact in log.scan(from) {
         let (lsn, payload) = fact?;
         if lsn.index() > through {
