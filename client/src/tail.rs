@@ -38,10 +38,11 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// From the fact at `lsn` on. [`Lsn::ZERO`]: from the oldest that is kept. To go on after a fact that has been seen, use
-    /// [`Lsn::next`] of it.
+    /// From the fact at `lsn` on, none left out; `COMPACTED` if some are gone by then. [`Lsn::ZERO`]: from the beginning, as
+    /// far as compaction has left it. To go on after a fact that has been seen, use [`Lsn::next`] of it.
     pub fn from(lsn: Lsn) -> Tail {
-        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), ..Default::default() } }
+        let allow_gaps = lsn == Lsn::ZERO;
+        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), allow_gaps, ..Default::default() } }
     }
 
     /// Only facts about this pipeline.

@@ -107,8 +107,8 @@ impl Server {
             create_cluster(&log, &config, &clock)?;
         }
         let (state, index) = start_up(&disk, &config.data_dir, &log, &clock)?;
-        let durable = state.applied();
-        let cold = ColdIndex::start(config.data_dir.join(INDEX_DIR), log.log_id(), durable, ColdSettings::default());
+        let needed = index.horizon();
+        let cold = ColdIndex::start(config.data_dir.join(INDEX_DIR), log.log_id(), needed, ColdSettings::default());
         let sequencer_config = SequencerConfig {
             batch_bytes_max: config.batch_bytes_max,
             entry_bytes_max: config.entry_bytes_max(),
@@ -179,9 +179,10 @@ impl Server {
         self.close().await;
         match (failure, end) {
             (Some(failure), _) => Err(ServerError::LogFailed(failure)),
-            (None, End::Asked) => Ok(()),
+            // Where no connection can come any more, nobody is left to ask.
+            (None, End::Asked | End::Transport(Ok(Ok(())))) => Ok(()),
             (None, End::Transport(Ok(Err(cause)))) => Err(cause.into()),
-            (None, End::Failed | End::Transport(_)) => Err(ServerError::Panicked),
+            (None, End::Failed | End::Transport(Err(_))) => Err(ServerError::Panicked),
         }
     }
 

@@ -2,7 +2,12 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod ask;
 mod bounded;
+mod drive;
+mod restart;
 mod snapshot;
+mod start;
 mod support;
+mod tail;
 mod transfer;

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use fencepost::v1::audit_record::Action;
 use fencepost::{Lsn, Reason, Token};
 use fencepost_client::{Checkpoint, Resume};
 use fencepost_server::clock::Clock;
@@ -58,6 +59,9 @@ async fn a_snapshot_under_load_restores_to_a_new_generation_that_fences_the_old(
     assert_eq!(head.state(), &state(3, head.sequence()));
     let retained = there.pipeline(PIPELINE).branch("shard-3").checkpoints().all().await.unwrap();
     assert_eq!(retained.len(), 10);
+    let audit = there.pipeline(PIPELINE).branch("held").audit().all().await.unwrap();
+    assert_eq!((audit[0].action(), &*audit[0].actor), (Action::GenerationStarted, "ada"));
+    assert_eq!(audit.len(), 2, "and the grant: {audit:?}");
     // Nobody has to wait for the holder that the old store had, and it cannot come back.
     let late = there.pipeline(PIPELINE).branch("held").release(held.token()).await.unwrap_err();
     assert!(matches!(late.reason(), Some(Reason::Fenced | Reason::StaleGeneration)), "{late}");

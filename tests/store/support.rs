@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fencepost::v1::cluster_service_client::ClusterServiceClient;
-use fencepost::v1::{GetStatusRequest, GetStatusResponse};
+use fencepost::v1::maintenance_service_client::MaintenanceServiceClient;
+use fencepost::v1::{CompactRequest, CompactResponse, GetStatusRequest, GetStatusResponse};
 use fencepost_client::{Checkpoint, Client, Resume, Worker};
 use fencepost_server::config::Config;
 use fencepost_server::embedded::Embedded;
 use fencepost_server::server::ServerError;
+use tempfile::TempDir;
+use tonic::Status;
 
 /// The pipeline of most tests.
 pub(crate) const PIPELINE: &str = "prod/orders";
@@ -100,4 +103,60 @@ pub(crate) fn files_in(dir: &Path) -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// A directory for stores that are opened many times: in memory, where there is room for that.
+pub(crate) fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let is_roomy = rustix::fs::statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize > 2 << 30);
+    if is_roomy { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// Copies a data directory. Sealed segments, which nobody writes to, only get a second name.
+pub(crate) fn copy_store(from: &Path, to: &Path) {
+    let newest = files_in(&from.join("log")).into_iter().rfind(|file| file.extension().is_some_and(|it| it == "seg"));
+    for file in files_in(from) {
+        let target = to.join(file.strip_prefix(from).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        let is_sealed = file.starts_with(from.join("log")) && file.extension().is_some_and(|it| it == "seg");
+        if is_sealed && newest.as_ref() != Some(&file) {
+            std::fs::hard_link(&file, &target).unwrap();
+        } else {
+            std::fs::copy(&file, &target).unwrap();
+        }
+    }
+}
+
+/// Opens a store whose last owner may still be letting go of it.
+pub(crate) async fn open_again(config: Config) -> Result<Embedded, ServerError> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match Embedded::open_with(config.clone()).await {
+            Err(error) if error.to_string().contains("in use by another process") => {
+                assert!(tokio::time::Instant::now() < deadline, "{error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Compacts all that is worth it, and waits until that is done; all earlier passes are done then too.
+pub(crate) async fn compact(store: &Embedded) -> Result<CompactResponse, Status> {
+    let mut progress =
+        MaintenanceServiceClient::new(store.channel()).compact(CompactRequest::default()).await?.into_inner();
+    let mut last = CompactResponse::default();
+    while let Some(told) = progress.message().await? {
+        last = told;
+    }
+    Ok(last)
+}
+
+/// Files that something left behind that was cut short. The log's next segment is none, as long as it is one.
+pub(crate) fn leftovers(data_dir: &Path) -> Vec<PathBuf> {
+    let is_temporary = |file: &PathBuf| file.extension().is_some_and(|it| it == "tmp" || it == "transfer");
+    let mut found: Vec<PathBuf> = files_in(data_dir).into_iter().filter(is_temporary).collect();
+    let next = found.iter().rposition(|file| file.starts_with(data_dir.join("log")));
+    next.map(|next| found.remove(next));
+    found
 }

@@ -86,7 +86,8 @@ impl Index {
         Audit { horizon: self.horizon(), pipeline: pipeline.to_owned(), before, limit, found }
     }
 
-    fn horizon(&self) -> Horizon {
+    /// What the questions of this moment rest on.
+    pub fn horizon(&self) -> Horizon {
         let (after, through) = self.recent.bounds();
         Horizon { after, through }
     }

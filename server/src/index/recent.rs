@@ -15,6 +15,9 @@ use crate::state::{Digest, entry, id_key};
 /// How many things a generation has when the next one is begun.
 const GENERATION_ENTRIES: usize = 50_000;
 
+/// How many generations there are at most: some 10 million things, less than a gigabyte.
+const GENERATIONS_MAX: usize = 200;
+
 /// All checkpoints, commit ids and audit records after one place in the log.
 #[derive(Debug, Default)]
 pub struct Recent {
@@ -117,11 +120,21 @@ impl Recent {
         self.generations.iter().rev().filter_map(move |generation| generation.pipelines.get(name))
     }
 
+    /// The index on disk is far behind: memory stays bounded, and questions about what is in neither wait for it.
+    fn let_go_of_oldest(&mut self) {
+        if let Some(oldest) = self.generations.pop_front() {
+            self.after = self.after.max(Lsn::new(oldest.last_index, u16::MAX));
+        }
+    }
+
     /// The newest generation, begun anew between two entries of the log if it is full.
     fn generation(&mut self, index: LogIndex) -> &mut Generation {
         let is_open = |newest: &Generation| newest.entries < GENERATION_ENTRIES || newest.last_index == index;
         if !self.generations.back().is_some_and(is_open) {
             self.generations.push_back(Generation::default());
+            if self.generations.len() > GENERATIONS_MAX {
+                self.let_go_of_oldest();
+            }
         }
         let newest = self.generations.back_mut().expect("a generation was there or was just begun");
         newest.last_index = index;

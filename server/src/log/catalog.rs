@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use fencepost::{LogIndex, Lsn};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::SegmentInfo;
@@ -126,6 +126,8 @@ pub(super) struct Catalog {
     pub(super) upkeep: Mutex<()>,
     segments: RwLock<Segments>,
     opened: Mutex<VecDeque<Arc<Opened>>>,
+    /// Who hears of damage that a reader met.
+    pub(super) damage: OnceLock<mpsc::UnboundedSender<Damage>>,
 }
 
 #[derive(Clone, Debug)]
@@ -169,6 +171,7 @@ impl Catalog {
             upkeep: Mutex::default(),
             segments: RwLock::new(Segments { sealed, active, pinned: Vec::new() }),
             opened: Mutex::default(),
+            damage: OnceLock::new(),
         }
     }
 
@@ -210,14 +213,6 @@ impl Catalog {
     pub(super) fn judged_at(&self) -> Lsn {
         let judged = |segments: &Segments| segments.sealed.iter().map(|sealed| sealed.header.judged_at).max();
         self.segments(judged).unwrap_or_default()
-    }
-
-    /// The same of the segment that an index belongs to.
-    pub(super) fn judged_at_of(&self, index: LogIndex) -> Lsn {
-        self.segments(|segments| {
-            let at = segments.sealed.partition_point(|sealed| sealed.trailer.last_index < index);
-            segments.sealed.get(at).map_or(Lsn::ZERO, |sealed| sealed.header.judged_at)
-        })
     }
 
     /// The sealed segments, the active one behind them, and where its durable entries end.

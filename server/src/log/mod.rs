@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 pub use compact::{Compacted, Fate};
@@ -271,11 +271,6 @@ impl Log {
         self.catalog.judged_at()
     }
 
-    /// The same of the segment that a position belongs to.
-    pub fn judged_at_of(&self, lsn: Lsn) -> Lsn {
-        self.catalog.judged_at_of(lsn.index())
-    }
-
     /// Makes one segment of a run of sealed ones, without the facts that `judge` drops and with others in the form that it
     /// gives them. `judged_at` is the position of the state by which it judges, which must cover the run.
     ///
@@ -313,6 +308,19 @@ impl Log {
     /// Keeps the sealed segments as they are, as long as the result lives.
     pub fn hold_compaction(&self) -> impl Drop + '_ {
         lock(&self.catalog.upkeep)
+    }
+
+    /// From here on no fact was ever removed.
+    pub fn floor(&self) -> Lsn {
+        let sealed = self.catalog.sealed();
+        let newest_gap = sealed.iter().rev().find(|segment| segment.header.judged_at > Lsn::ZERO);
+        newest_gap.map_or(self.first_lsn(), |segment| Lsn::new(segment.trailer.last_index.next(), 0))
+    }
+
+    /// Whatever damage readers meet from now on is told here, too, each time that one meets it. Only the first call counts.
+    pub fn tell_damage(&self, to: mpsc::UnboundedSender<Damage>) {
+        // Somebody hears of it already.
+        let _ = self.catalog.damage.set(to);
     }
 
     /// How long the write in flight has been waiting for the disk; zero if there is none.

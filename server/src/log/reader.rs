@@ -20,6 +20,18 @@ const FACT_AHEAD_BYTES: usize = 8 << 10;
 
 /// Reads the fact at a position.
 pub(super) fn read(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
+    find(catalog, lsn).inspect_err(|error| tell(catalog, error))
+}
+
+/// Tells whoever listens of damage that was met.
+fn tell(catalog: &Catalog, error: &ReadError) {
+    if let (ReadError::Corrupt(damage), Some(listener)) = (error, catalog.damage.get()) {
+        // A listener that is gone does not want to know.
+        let _ = listener.send(damage.clone());
+    }
+}
+
+fn find(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
     if lsn.index() > catalog.last_index() {
         return Err(ReadError::NotFound(lsn));
     }
@@ -130,7 +142,7 @@ impl Iterator for Entries {
         if self.failed {
             return None;
         }
-        let stepped = self.step();
+        let stepped = self.step().inspect_err(|error| tell(&self.catalog, error));
         self.failed = stepped.is_err();
         stepped.transpose()
     }

@@ -173,8 +173,9 @@ impl SegmentHeader {
             let reserved = fields.get_u32_le();
             header.last_number = fields.get_u64_le();
             header.judged_at = Lsn::from_u64(fields.get_u64_le());
-            let compacted = header.judged_at > Lsn::ZERO;
-            if reserved != 0 || header.last_number < segment || (header.last_number > segment && !compacted) {
+            // Only compaction makes one part of the log of several; a hot state stands for all before it.
+            let may_be_several = header.content != Content::Log || header.judged_at > Lsn::ZERO;
+            if reserved != 0 || header.last_number < segment || (header.last_number > segment && !may_be_several) {
                 return Err(BadSegmentHeader::Damaged);
             }
         }
@@ -369,6 +370,14 @@ mod tests {
             bad[at] ^= 0x10;
             assert_eq!(SegmentHeader::decode(&bad), Err(BadSegmentHeader::Damaged), "byte {at}");
         }
+    }
+
+    #[test]
+    fn only_a_part_of_the_log_has_to_be_compacted_to_stand_for_several() {
+        let never = SegmentHeader { judged_at: Lsn::ZERO, ..header() };
+        assert_eq!(SegmentHeader::decode(&never.encode()), Err(BadSegmentHeader::Damaged));
+        let state = SegmentHeader { content: Content::HotState, ..never };
+        assert_eq!(SegmentHeader::decode(&state.encode()), Ok(state));
     }
 
     #[test]

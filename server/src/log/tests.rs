@@ -393,10 +393,6 @@ fn what_is_sealed_and_judged_is_to_be_seen() {
     assert_eq!((after[0].first_index, after[0].last_index), (LogIndex(1), sealed[1].last_index));
     assert_eq!(after[1], sealed[2]);
     assert_eq!(log.judged_at(), judged_at);
-    for (lsn, judged) in [(Lsn::new(LogIndex(1), 0), judged_at), (Lsn::new(sealed[2].first_index, 0), Lsn::ZERO)] {
-        assert_eq!(log.judged_at_of(lsn), judged);
-    }
-    assert_eq!(log.judged_at_of(Lsn::new(log.last_index(), 0)), Lsn::ZERO);
     // A run without entries is no end of the log.
     let first = log.entries(LogIndex::ZERO).next().unwrap().unwrap();
     assert_eq!(first.index, sealed[2].first_index);

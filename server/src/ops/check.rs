@@ -12,7 +12,7 @@ use super::holdings::Holdings;
 use super::snapshot::{INDEX_DIR, LOG_DIR};
 use crate::clock::random_id;
 use crate::disk::{Disk, RealDisk};
-use crate::index::{ColdIndex, ColdSettings, Place, Status};
+use crate::index::{ColdIndex, ColdSettings, Horizon, Place, Status};
 use crate::log::{self, Damage, Inspector, OpenError, SegmentLabel, SegmentReport, VerifyReport};
 use crate::state::State;
 use crate::upkeep::hot_state::{self, LogEnd, Saved, Unusable};
@@ -261,8 +261,8 @@ pub fn check_index(data_dir: &Path, checked: &Checked) -> IndexFile {
     if !is_free() {
         return in_use();
     }
-    let durable = checked.last.max(checked.judged_at);
-    let cold = ColdIndex::start(copy.0.clone(), log_id, durable, ColdSettings::default());
+    let needed = Horizon { after: Lsn::ZERO, through: checked.last.max(checked.judged_at) };
+    let cold = ColdIndex::start(copy.0.clone(), log_id, needed, ColdSettings::default());
     let status = cold.opened();
     let compared = match (status, cold.given_up()) {
         (_, Some(why)) => Err(why),

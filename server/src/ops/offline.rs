@@ -12,7 +12,7 @@ use super::restore::check_finished;
 use super::snapshot::{INDEX_DIR, LOG_DIR};
 use crate::clock::{Clock, random_id};
 use crate::disk::{Disk, RealDisk};
-use crate::index::{ColdIndex, ColdSettings};
+use crate::index::{ColdIndex, ColdSettings, Horizon};
 use crate::log::{Log, LogConfig, OpenError};
 use crate::upkeep::{self, CompactionDone, Progress, Settings, Store, Trouble};
 
@@ -102,8 +102,8 @@ impl Offline {
         work: impl FnOnce(Store, Settings) -> Result<T, OfflineError>,
     ) -> Result<T, OfflineError> {
         let Offline { disk, data_dir, log, segment_bytes } = self;
-        let durable = Lsn::new(log.last_index(), u16::MAX);
-        let cold = ColdIndex::start(data_dir.join(INDEX_DIR), log.log_id(), durable, ColdSettings::default());
+        let needed = Horizon { after: Lsn::ZERO, through: Lsn::new(log.last_index(), u16::MAX) };
+        let cold = ColdIndex::start(data_dir.join(INDEX_DIR), log.log_id(), needed, ColdSettings::default());
         let store = Store { disk, data_dir, log: Arc::clone(&log), cold: cold.clone(), clock: clock.clone() };
         let settings = Settings {
             segment_bytes,

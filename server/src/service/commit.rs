@@ -98,7 +98,10 @@ impl CommitService for Service {
             Resolution::NotApplied => (None, seen),
             Resolution::Perhaps(lsn) => self.unless_undone(lsn, &commit_id).await?,
             Resolution::AskHistory => {
-                let place = history::place(&self.0, &pipeline, &branch, sequence).await.map_err(status)?;
+                let place = match history::place(&self.0, &pipeline, &branch, sequence).await.map_err(status)? {
+                    None => history::commit_id(&self.0, &pipeline, &commit_id).await.map_err(status)?,
+                    place => place,
+                };
                 match place {
                     Some(lsn) => self.unless_undone(lsn, &commit_id).await?,
                     None => return Err(status(forgotten(&pipeline, &branch, sequence, &commit_id))),

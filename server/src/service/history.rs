@@ -72,6 +72,7 @@ pub(super) async fn audit(
     mut before: Lsn,
     limit: usize,
 ) -> Result<Vec<(Lsn, Fact)>, Status> {
+    let newest = before;
     let mut found = Vec::new();
     while found.len() < limit {
         let of = pipeline.clone();
@@ -94,6 +95,18 @@ pub(super) async fn audit(
         });
         found.extend(facts.await?);
     }
+    // A new generation ended the leases of every pipeline. It is kept for good.
+    let oldest = if found.len() < limit { Lsn::ZERO } else { found.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn) };
+    let (generations, _) =
+        backend.sequencer.read(|view| Ok(view.state.generations().to_vec())).await.map_err(status)?;
+    let log = Arc::clone(&backend.log);
+    let generations = generations.into_iter().filter(move |lsn| *lsn < newest && *lsn > oldest);
+    let generations: Vec<Lsn> = generations.collect();
+    let started = facts::blocking(move || {
+        generations.into_iter().map(|lsn| Ok((lsn, facts::read(&log, lsn)?))).collect::<Result<Vec<_>, _>>()
+    });
+    found.extend(started.await?);
+    found.sort_unstable_by_key(|(lsn, _)| std::cmp::Reverse(*lsn));
     found.truncate(limit);
     Ok(found)
 }

@@ -62,7 +62,7 @@ impl State {
             Some(Kind::SavepointDeleted(deleted)) => self.apply_savepoint_deleted(deleted, before),
             Some(Kind::Rewound(rewound)) => self.apply_rewound(lsn, at_ms, rewound, before),
             Some(Kind::Forked(forked)) => self.apply_forked(lsn, at_ms, forked, before),
-            Some(Kind::GenerationStarted(started)) => self.apply_generation_started(started),
+            Some(Kind::GenerationStarted(started)) => self.apply_generation_started(lsn, started),
             Some(Kind::ImportStarted(started)) => self.apply_import_started(started),
             Some(Kind::Imported(imported)) => self.apply_imported(lsn, imported),
             Some(Kind::ImportFinished(finished)) => self.apply_import_finished(finished),
@@ -236,11 +236,12 @@ impl State {
         Ok(())
     }
 
-    fn apply_generation_started(&mut self, started: &GenerationStarted) -> Result<(), String> {
+    fn apply_generation_started(&mut self, lsn: Lsn, started: &GenerationStarted) -> Result<(), String> {
         if started.generation <= self.generation {
             return Err(format!("it starts generation {} after {}", started.generation, self.generation));
         }
         self.generation = started.generation;
+        self.generations.push(lsn);
         self.leases = 0;
         for pipeline in self.pipelines.values_mut() {
             pipeline.leases = 0;

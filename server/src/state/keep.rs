@@ -32,9 +32,9 @@ impl Keep {
 impl State {
     /// Says what compaction does with the fact at `lsn`, which this state has taken in.
     ///
-    /// `now_ms`, a time in the log, says how old it is. `is_gone(created, by)` says whether the fact at `created` was
-    /// removed by a compaction that was judged at `by` or later, so that it never comes back.
-    pub fn keep(&self, lsn: Lsn, fact: &Fact, now_ms: u64, is_gone: &dyn Fn(Lsn, Lsn) -> bool) -> Keep {
+    /// `now_ms`, a time in the log, says how old it is. `is_gone` says of an older fact whether compaction has removed it,
+    /// so that it never comes back.
+    pub fn keep(&self, lsn: Lsn, fact: &Fact, now_ms: u64, is_gone: &dyn Fn(Lsn) -> bool) -> Keep {
         let pipeline = fact.pipeline().and_then(|name| self.pipeline(name));
         let (Some(kind), Some(pipeline)) = (&fact.kind, pipeline) else { return Keep::Whole };
         let branch = |name: &str| pipeline.branches.get(name);
@@ -60,11 +60,10 @@ impl State {
             }
             Kind::PolicySet(_) => Keep::only_if(is_young || pipeline.policy().is_some_and(|set| set.lsn == lsn)),
             Kind::SavepointCreated(created) => {
-                Keep::only_if(pipeline.savepoint(&created.name).is_some_and(|savepoint| savepoint.created == lsn))
+                let is_there = pipeline.savepoint(&created.name).is_some_and(|savepoint| savepoint.created == lsn);
+                Keep::only_if(is_young || is_there)
             }
-            Kind::SavepointDeleted(deleted) => {
-                Keep::only_if(is_young || !is_gone(Lsn::from_u64(deleted.created_lsn), lsn))
-            }
+            Kind::SavepointDeleted(deleted) => Keep::only_if(is_young || !is_gone(Lsn::from_u64(deleted.created_lsn))),
             Kind::ClusterCreated(_) | Kind::GenerationStarted(_) | Kind::ImportStarted(_) | Kind::ImportFinished(_) => {
                 Keep::Whole
             }

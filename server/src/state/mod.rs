@@ -57,6 +57,8 @@ use crate::error::Refusal;
 pub struct State {
     cluster_id: String,
     generation: u64,
+    /// Where each generation after the first began.
+    generations: Vec<Lsn>,
     /// Of the newest grant. The next one is greater.
     last_token: Token,
     /// The newest fact taken in.
@@ -86,6 +88,11 @@ impl State {
     /// How many times this history was restored or forced.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Where each generation after the first began, oldest first.
+    pub fn generations(&self) -> &[Lsn] {
+        &self.generations
     }
 
     /// The newest fact taken in.

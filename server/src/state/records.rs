@@ -48,6 +48,7 @@ impl State {
             generation: self.generation,
             last_token: self.last_token.as_u64(),
             applied_lsn: self.applied.as_u64(),
+            generation_lsns: self.generations.iter().map(|lsn| lsn.as_u64()).collect(),
         });
         let mut records = 0;
         let pipelines = self.pipelines.iter().flat_map(|(name, of)| pipeline(name, of));
@@ -188,6 +189,7 @@ impl StateLoader {
         Ok(State {
             cluster_id: header.cluster_id,
             generation: header.generation,
+            generations: header.generation_lsns.into_iter().map(Lsn::from_u64).collect(),
             last_token: Token::from_u64(header.last_token),
             applied: Lsn::from_u64(header.applied_lsn),
             pipelines: self.pipelines.into_iter().collect(),

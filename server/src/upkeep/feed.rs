@@ -69,7 +69,7 @@ impl Gathered {
                     *bytes = share;
                 }
             }
-        } else if state.keep(lsn, fact, now_ms, &|_, _| false) != Keep::Nothing {
+        } else if state.keep(lsn, fact, now_ms, &|_| false) != Keep::Nothing {
             let kept = if made > 0 { fact_bytes.min(HUSK_BYTES) } else { fact_bytes };
             if let Some(mut segment) = self.other_bytes.last_entry() {
                 *segment.get_mut() += kept;

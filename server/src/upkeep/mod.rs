@@ -108,6 +108,14 @@ impl Upkeep {
                 }
             }
         });
+        let (met, mut damage_met) = tokio::sync::mpsc::unbounded_channel();
+        store.log.tell_damage(met);
+        let found = damages.clone();
+        Handle::current().spawn(async move {
+            while let Some(damage) = damage_met.recv().await {
+                found.add(damage);
+            }
+        });
         let mut threads = Vec::new();
         let scrub = {
             let (log, clock, settings) = (Arc::clone(&store.log), store.clock.clone(), settings.clone());

@@ -334,7 +334,7 @@ impl Pass {
         let now_ms = clock.wall_ms();
         let members: Vec<SegmentInfo> =
             log.sealed().into_iter().filter(|it| run.contains(it.numbers.start())).collect();
-        let is_gone = |created: Lsn, by: Lsn| log.judged_at_of(created) >= by;
+        let is_gone = |created: Lsn| matches!(log.read(created), Err(ReadError::NotFound(_)));
         let mut other_bytes = 0;
         let mut judge = |lsn: Lsn, payload: &Bytes| {
             let Ok(fact) = replay::decode(lsn, payload.clone()) else { return Fate::Keep };

@@ -81,7 +81,7 @@ impl Drop for Owner {
 struct Shared {
     dir: PathBuf,
     log_id: Uuid,
-    durable: Lsn,
+    needed: Horizon,
     settings: ColdSettings,
     /// Counts what the worker has got done, so that one that is slow is not taken for one that hangs.
     progress: AtomicU64,
@@ -113,11 +113,11 @@ impl Shared {
 }
 
 impl ColdIndex {
-    /// Opens the index in `dir`, which may be missing, in the background. `durable` is the newest fact in the log:
-    /// an index that says more belongs to a log that was set back.
-    pub fn start(dir: PathBuf, log_id: Uuid, durable: Lsn, settings: ColdSettings) -> ColdIndex {
+    /// Opens the index in `dir`, which may be missing, in the background. One that ends before `needed.after` is not ready
+    /// until it was fed; one that goes beyond `needed.through` belongs to a log that was set back.
+    pub fn start(dir: PathBuf, log_id: Uuid, needed: Horizon, settings: ColdSettings) -> ColdIndex {
         let inner = Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None });
-        let shared = Arc::new(Shared { dir, log_id, durable, settings, progress: AtomicU64::new(0), inner });
+        let shared = Arc::new(Shared { dir, log_id, needed, settings, progress: AtomicU64::new(0), inner });
         begin(&shared, worker::Start::Open);
         ColdIndex { owner: Arc::new(Owner(shared)) }
     }

@@ -133,11 +133,25 @@ fn an_index_of_another_log_or_ahead_of_its_log_is_made_again() {
     {
         let dir = tempfile::tempdir().unwrap();
         fed(dir.path(), 10).stop();
-        let index = ColdIndex::start(dir.path().to_owned(), log_id, durable, settings());
+        let needed = Horizon { after: lsn(9), through: durable };
+        let index = ColdIndex::start(dir.path().to_owned(), log_id, needed, settings());
         assert_eq!(index.opened() == Status::Ready { applied: lsn(10) }, is_kept, "{log_id} {durable}");
         index.reset("the test is over");
         assert_eq!(index.status(), Status::Rebuilding { applied: Lsn::ZERO });
     }
+}
+
+#[test]
+fn an_index_that_is_behind_is_not_ready_before_it_was_fed() {
+    let dir = tempfile::tempdir().unwrap();
+    fed(dir.path(), 10).stop();
+    let needed = Horizon { after: lsn(12), through: lsn(15) };
+    let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, needed, settings());
+    assert_eq!(index.opened(), Status::Rebuilding { applied: lsn(10) });
+    index.feed(lsn(10), vec![], lsn(12)).unwrap();
+    index.ready().unwrap();
+    assert_eq!(index.status(), Status::Ready { applied: lsn(12) });
+    index.stop();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel};
 
 use super::store::{Problem, Store};
-use super::{IndexError, Shared, Status};
+use super::{Horizon, IndexError, Shared, Status};
 use crate::disk::{Disk, RealDisk};
 
 /// What the thread is asked to do.
@@ -110,11 +110,14 @@ impl Worker {
         // Threads of a database that was closed just now keep its file locked for a moment. One that is missing, or cannot be
         // read, is for sled to complain about.
         let _ = RealDisk.wait_unlocked(&dir.join("db"));
-        match guarded(|| Store::open(&dir, shared.log_id, shared.durable, &shared.settings, || shared.go_on())) {
+        let Horizon { after, through } = shared.needed;
+        match guarded(|| Store::open(&dir, shared.log_id, through, &shared.settings, || shared.go_on())) {
             Ok(store) => {
                 let applied = store.applied();
                 self.store = Some(store);
-                self.publish(|_| Status::Ready { applied });
+                // It is fed whole entries.
+                let is_whole = applied.index() >= after.index();
+                self.publish(|_| if is_whole { Status::Ready { applied } } else { Status::Rebuilding { applied } });
             }
             Err(why) => self.give_up(&why),
         }

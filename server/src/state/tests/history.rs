@@ -2,7 +2,7 @@
 //! compaction of any part of the log at any time: what is left makes the same state, and every checkpoint that must be
 //! readable is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use fencepost::log::v1::StateRecord;
@@ -366,8 +366,8 @@ impl History {
         let bound = |hundredth: usize| facts.get(facts.len() * hundredth / 100).map_or(Lsn::MAX, |(lsn, _)| *lsn);
         let (from, to) = (bound(from), bound(to));
         let (state, now_ms) = (&self.store.state, facts.last().unwrap().1.at_ms);
-        let judged = self.judged.clone();
-        let is_gone = |created: Lsn, by: Lsn| judged.get(&created).is_some_and(|at| *at >= by);
+        let there: BTreeSet<Lsn> = self.kept.iter().map(|(lsn, _)| *lsn).collect();
+        let is_gone = |created: Lsn| !there.contains(&created);
         let kept = self.kept.drain(..).filter_map(|(lsn, fact)| {
             if lsn < from || lsn >= to {
                 return Some((lsn, fact));

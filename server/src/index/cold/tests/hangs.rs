@@ -4,14 +4,14 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::super::*;
-use super::support::{LOG_ID, block_on, everything, fed, horizon, lsn, settings};
+use super::support::{ANY, LOG_ID, block_on, everything, fed, horizon, lsn, settings};
 
 #[test]
 fn a_database_that_hangs_is_left_to_itself_and_made_again() {
     let dir = tempfile::tempdir().unwrap();
     fed(dir.path(), 10).stop();
     let settings = ColdSettings { patience: Duration::from_millis(300), ..settings() };
-    let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, Lsn::MAX, settings);
+    let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, ANY, settings);
     assert_eq!(index.opened(), Status::Ready { applied: lsn(10) });
     let (go_on, hanging) = channel::<()>();
     let hang = move |_: &mut Store| {
@@ -36,7 +36,7 @@ fn stopping_does_not_wait_for_a_database_that_hangs() {
     let dir = tempfile::tempdir().unwrap();
     fed(dir.path(), 10).stop();
     let settings = ColdSettings { stop_patience: Duration::from_millis(100), ..settings() };
-    let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, Lsn::MAX, settings);
+    let index = ColdIndex::start(dir.path().to_owned(), LOG_ID, ANY, settings);
     let (go_on, hanging) = channel::<()>();
     index
         .send(
@@ -68,7 +68,7 @@ fn a_directory_that_cannot_be_had_is_a_failure_that_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let taken = dir.path().join("index");
     std::fs::write(&taken, "a file").unwrap();
-    let index = ColdIndex::start(taken, LOG_ID, Lsn::MAX, settings());
+    let index = ColdIndex::start(taken, LOG_ID, ANY, settings());
     let status = index.opened();
     assert!(matches!(&status, Status::Failed { why } if why.contains("see to the disk")), "{status:?}");
     assert!(matches!(index.feed(Lsn::ZERO, vec![], lsn(1)), Err(FeedError::Index(IndexError::Failed { .. }))));

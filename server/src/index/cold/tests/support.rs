@@ -17,6 +17,9 @@ pub(super) fn lsn(index: u64) -> Lsn {
     Lsn::new(LogIndex(index), 0)
 }
 
+/// Whatever is there will do.
+pub(super) const ANY: Horizon = Horizon { after: Lsn::ZERO, through: Lsn::MAX };
+
 pub(super) fn horizon(through: u64) -> Horizon {
     Horizon { after: lsn(through), through: lsn(through) }
 }
@@ -26,7 +29,7 @@ pub(super) fn settings() -> ColdSettings {
 }
 
 pub(super) fn open(dir: &Path) -> ColdIndex {
-    ColdIndex::start(dir.to_owned(), LOG_ID, Lsn::MAX, settings())
+    ColdIndex::start(dir.to_owned(), LOG_ID, ANY, settings())
 }
 
 pub(super) fn block_on<T>(work: impl Future<Output = T>) -> T {
