@@ -247,7 +247,9 @@ async fn a_restore_to_a_fact_or_a_time_keeps_exactly_what_was_there_by_then() {
             let flag = if value.contains('T') { "--to-time" } else { "--to-lsn" };
             let ended = offline(&["restore", flag, value], &[("", &dir), ("--data-dir", &to)]).await;
             assert_eq!(ended.code, Some(REFUSED), "{ended:?}");
-            words.iter().for_each(|word| assert!(ended.stderr.contains(word), "{ended:?}"));
+            for word in words {
+                assert!(ended.stderr.contains(word), "{ended:?}");
+            }
         }
     };
     refused("1999-01-01T00:00:00Z", ["nothing of that time", "first fact is of 20"]).await;
@@ -411,8 +413,10 @@ async fn answers(client: &Client) -> Vec<String> {
     for branch in (0..BRANCHES).map(branch_name) {
         for found in pipeline.branch(&branch).checkpoints().all().await.unwrap() {
             answers.push(format!("{branch}@{} at {} of {}", found.sequence(), found.lsn(), found.commit_id()));
-            let known = client.resolve_commit(PIPELINE, found.commit_id(), None).await.unwrap();
-            answers.push(format!("{} {known:?}", found.commit_id()));
+            if found.sequence() % 8 == 0 {
+                let known = client.resolve_commit(PIPELINE, found.commit_id(), None).await.unwrap();
+                answers.push(format!("{} {known:?}", found.commit_id()));
+            }
         }
     }
     answers.extend(pipeline.audit().all().await.unwrap().into_iter().map(|record| format!("{record:?}")));
@@ -424,7 +428,7 @@ async fn an_index_that_was_made_again_answers_as_the_one_before() {
     let mut server = Server::start().await;
     let client = server.client().await;
     let pipeline = client.pipeline(PIPELINE);
-    pipeline.set_policy(Policy::new().keep_last(40)).send().await.unwrap();
+    let _ = pipeline.set_policy(Policy::new().keep_last(40)).send().await.unwrap();
     let load = Load::start(&client).await;
     until("a segment is full", async || segments(&client).await > 1).await;
     load.stop().await;
@@ -433,7 +437,8 @@ async fn an_index_that_was_made_again_answers_as_the_one_before() {
     let head = branch.head().await.unwrap().sequence();
     branch.rewind_to(RewindTo::Sequence(head - 5)).reason("a drill").send().await.unwrap();
     let load = Load::start(&client).await;
-    until("another segment is full", async || segments(&client).await > 3).await;
+    // Three kilobytes each: another segment is full.
+    load.commits(4_000).await;
     load.stop().await;
     let is_ready = async || {
         let store = client.status().await.unwrap().store.unwrap();
@@ -461,14 +466,29 @@ async fn an_index_that_was_made_again_answers_as_the_one_before() {
     assert_eq!(json(&while_served)["index"], "not checked: a server has it open, or may have");
     assert_eq!(rebuilt.code, Some(UNAVAILABLE), "{rebuilt:?}");
     assert!(rebuilt.stderr.contains("is in use by another process"), "{rebuilt:?}");
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_made_small_without_a_server_and_answers_as_before() {
+    let mut server = Server::start().await;
+    let client = server.client().await;
+    // Three quarters of a segment: too much of it is needed for the server to rewrite it by itself.
+    let _ = client.pipeline(PIPELINE).set_policy(Policy::new().keep_last(340)).send().await.unwrap();
+    let load = Load::start(&client).await;
+    until("a segment is full", async || segments(&client).await > 1).await;
+    load.stop().await;
+    let is_ready = async || client.status().await.unwrap().store.unwrap().index_state == "READY";
+    until("the index is ready", is_ready).await;
+    let before = answers(&client).await;
     server.kill().await;
-    let before = files(&data_dir.join("log")).len();
+    let data_dir = server.data_dir();
     let compacted = json(&offline(&["-o", "json", "compact"], &[("--data-dir", &data_dir)]).await);
     assert!(compacted["freed_bytes"].as_u64().unwrap() > 0, "{compacted}");
-    assert!(files(&data_dir.join("log")).len() <= before);
     let whole = json(&offline(&["-o", "json", "verify"], &[("--data-dir", &data_dir)]).await);
-    assert_eq!(whole["damage"].as_array().map(Vec::len), Some(0), "{whole}");
+    assert!(whole["compacted_lsn"].as_str().unwrap() > "0.0", "{whole}");
+    assert!(whole["state_file"].as_str().unwrap().starts_with("as the log gives it at "), "{whole}");
+    server.restart().await;
+    assert_eq!(answers(&server.client().await).await, before);
 }
 
 #[tokio::test]
@@ -495,12 +515,12 @@ async fn damage_is_told_with_the_checkpoints_that_it_takes_away() {
     let bytes = std::fs::read(&segment).unwrap();
     let heads: BTreeMap<String, u64> = facts(&data_dir)
         .iter()
-        .flat_map(|(_, payload)| Fact::decode(&payload[..]).unwrap().commit().cloned())
+        .filter_map(|(_, payload)| Fact::decode(&payload[..]).unwrap().commit().cloned())
         .flat_map(|commit| commit.branches)
         .map(|moved| (moved.branch, moved.sequence))
         .collect();
     let mut named = 0;
-    for (branch, head) in &heads {
+    for (branch, head) in heads.iter().take(2) {
         for sequence in head.saturating_sub(12).max(1)..=*head {
             let needle = state(branch, sequence);
             let at = bytes.windows(64).position(|window| *window == needle[..64]).unwrap();
@@ -516,7 +536,7 @@ async fn damage_is_told_with_the_checkpoints_that_it_takes_away() {
             flip(&segment, at);
         }
     }
-    assert_eq!(named, 10 * BRANCHES);
+    assert_eq!(named, 10 * 2);
     let branch = branch_name(0);
     let needle = state(&branch, heads[&branch] - 3);
     let at = bytes.windows(64).position(|window| *window == needle[..64]).unwrap();

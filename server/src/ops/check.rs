@@ -261,13 +261,8 @@ pub fn check_index(data_dir: &Path, checked: &Checked) -> IndexFile {
     if !is_free() {
         return in_use();
     }
-    let durable = checked.last.max(checked.judged_at);
-    let cold = ColdIndex::start(
-        copy.0.clone(),
-        log_id,
-        Horizon { after: Lsn::ZERO, through: durable },
-        ColdSettings::default(),
-    );
+    let needed = Horizon { after: Lsn::ZERO, through: checked.last.max(checked.judged_at) };
+    let cold = ColdIndex::start(copy.0.clone(), log_id, needed, ColdSettings::default());
     let status = cold.opened();
     let compared = match (status, cold.given_up()) {
         (_, Some(why)) => Err(why),

@@ -102,13 +102,8 @@ impl Offline {
         work: impl FnOnce(Store, Settings) -> Result<T, OfflineError>,
     ) -> Result<T, OfflineError> {
         let Offline { disk, data_dir, log, segment_bytes } = self;
-        let durable = Lsn::new(log.last_index(), u16::MAX);
-        let cold = ColdIndex::start(
-            data_dir.join(INDEX_DIR),
-            log.log_id(),
-            Horizon { after: Lsn::ZERO, through: durable },
-            ColdSettings::default(),
-        );
+        let needed = Horizon { after: Lsn::ZERO, through: Lsn::new(log.last_index(), u16::MAX) };
+        let cold = ColdIndex::start(data_dir.join(INDEX_DIR), log.log_id(), needed, ColdSettings::default());
         let store = Store { disk, data_dir, log: Arc::clone(&log), cold: cold.clone(), clock: clock.clone() };
         let settings = Settings {
             segment_bytes,
