@@ -18,7 +18,8 @@ use super::store::{self, Store, names};
 pub(crate) const START: &str = "child-start";
 /// Loads the hot state alone. Branches, and bytes that it takes.
 pub(crate) const STATE: &str = "child-state";
-/// Opens the store and has upkeep make a whole pass. Bytes once it was open, and the most that there were.
+/// Opens the store until upkeep has saved the hot state, with a state of its own. Bytes of the whole process without that, and
+/// the most that there were.
 pub(crate) const PASS: &str = "child-pass";
 
 /// Runs this program again, and returns the numbers that it prints.
@@ -53,7 +54,7 @@ pub(crate) async fn child(what: &str, dir: &Path) {
             let store = Store::open(config(dir)).await;
             get_head(&store).await;
             println!("{}", memory("VmRSS:"));
-            store.upkeep().await;
+            store.state_saved().await;
             println!("{}", memory("VmHWM:"));
         }
         other => panic!("{other} is unknown"),

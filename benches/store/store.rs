@@ -11,6 +11,7 @@ use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, OnMissing, ResumeRe
 use fencepost_server::clock::Clock;
 use fencepost_server::config::Config;
 use fencepost_server::connections;
+use fencepost_server::log::OpenError;
 use fencepost_server::sequencer::{CommitReply, Sequencer, Session, Submission};
 use fencepost_server::server::{Server, ServerError};
 use fencepost_server::service::Backend;
@@ -50,7 +51,13 @@ pub(crate) struct Store {
 impl Store {
     /// Opens a store and serves it.
     pub(crate) async fn open(config: Config) -> Store {
-        let server = Server::open(config, Clock::real()).expect("a store");
+        // A store that was just closed keeps its directory while its index is still being opened or fed.
+        let server = loop {
+            match Server::open(config.clone(), Clock::real()) {
+                Err(ServerError::Open(OpenError::Locked { .. })) => tokio::time::sleep(Duration::from_secs(1)).await,
+                opened => break opened.expect("a store"),
+            }
+        };
         let backend = server.backend().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
@@ -78,6 +85,13 @@ impl Store {
             }
         });
         done.recv().await.expect("upkeep answers").expect("upkeep comes to its end");
+    }
+
+    /// Waits until the hot-state file has all that is sealed, whatever the index has.
+    pub(crate) async fn state_saved(&self) {
+        while self.backend.upkeep.status().state_lsn.index() < self.backend.log.sealed_through() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -108,23 +122,30 @@ pub(crate) struct Branches {
 }
 
 impl Branches {
-    /// Takes so many new branches.
+    /// Takes so many branches, which are new, or are held by the same already.
     pub(crate) async fn take(sequencer: &Sequencer, count: usize) -> Branches {
         let mut tokens = vec![0; count];
+        let sequences: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
         for wave in (0..count).collect::<Vec<_>>().chunks(4096) {
             let mut granted = JoinSet::new();
             for branch in wave.iter().copied() {
                 let sequencer = sequencer.clone();
                 granted.spawn(async move {
                     let granted = sequencer.resume(resume(branch), Duration::ZERO).await.expect("a free branch");
-                    (branch, granted.token.as_u64())
+                    (branch, granted.token.as_u64(), granted.head.map_or(0, |head| head.sequence))
                 });
             }
-            for (branch, token) in granted.join_all().await {
+            for (branch, token, sequence) in granted.join_all().await {
                 tokens[branch] = token;
+                sequences[branch].store(sequence, Ordering::Relaxed);
             }
         }
-        Branches { tokens, sequences: (0..count).map(|_| AtomicU64::new(0)).collect() }
+        Branches { tokens, sequences }
+    }
+
+    /// How far the last branch is.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.sequences.last().map_or(0, |last| last.load(Ordering::Relaxed))
     }
 
     pub(crate) fn len(&self) -> usize {
