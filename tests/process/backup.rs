@@ -252,7 +252,7 @@ async fn a_restore_to_a_fact_or_a_time_keeps_exactly_what_was_there_by_then() {
             }
         }
     };
-    refused("1999-01-01T00:00:00Z", ["nothing of that time", "first fact is of 20"]).await;
+    refused("1999-01-01T00:00:00Z", ["begins after that time", "first fact is of 20"]).await;
     refused("999999.0", ["999999.0", "ends with entry"]).await;
 }
 
@@ -466,7 +466,6 @@ async fn an_index_that_was_made_again_answers_as_the_one_before() {
     assert_eq!(json(&while_served)["index"], "not checked: a server has it open, or may have");
     assert_eq!(rebuilt.code, Some(UNAVAILABLE), "{rebuilt:?}");
     assert!(rebuilt.stderr.contains("is in use by another process"), "{rebuilt:?}");
-
 }
 
 #[tokio::test(flavor = "multi_thread")]
