@@ -44,9 +44,9 @@ pub enum ServerError {
     /// The log does not give a state.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// A restore into the data directory was cut short.
+    /// The directory is a snapshot, or what a restore that was cut short left of one.
     #[error(transparent)]
-    Unfinished(#[from] BadSnapshot),
+    NoStore(#[from] BadSnapshot),
     /// The log ends before the state that was made from it.
     #[error("{0}")]
     LogEndsEarly(Unusable),
@@ -100,7 +100,7 @@ impl Server {
             entry_bytes_max: config.entry_bytes_max() as u64,
             write_bytes_max: config.batch_bytes_max,
         };
-        ops::restore::check_finished(&*disk, &config.data_dir)?;
+        ops::restore::check_store(&*disk, &config.data_dir)?;
         let log_dir = config.data_dir.join(LOG_DIR);
         hot_state::check_log(&*disk, &config.data_dir, &log_dir).map_err(ServerError::LogEndsEarly)?;
         let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);

@@ -108,10 +108,16 @@ fn leases_are_given_back_and_taken_by_hand() {
 }
 
 #[test]
-#[ignore = "the outputs are to be written down once the server answers these calls"]
 fn history_is_named_set_back_copied_and_audited() {
     let seeded = Seeded::start();
     seeded.sessions().case("../tests/cli/history.md");
+}
+
+/// What operators do with a whole store. The sessions share a directory, and each goes on from the one before.
+#[test]
+fn a_store_is_copied_checked_restored_and_moved() {
+    let seeded = Seeded::start();
+    seeded.sessions().case("../tests/cli/operations.md");
 }
 
 #[test]

@@ -252,7 +252,7 @@ async fn a_restore_to_a_fact_or_a_time_keeps_exactly_what_was_there_by_then() {
             }
         }
     };
-    refused("1999-01-01T00:00:00Z", ["nothing of that time", "first fact is of 20"]).await;
+    refused("1999-01-01T00:00:00Z", ["begins after that time", "first fact is of 20"]).await;
     refused("999999.0", ["999999.0", "ends with entry"]).await;
 }
 

@@ -81,7 +81,7 @@ impl From<ServerError> for CliError {
             ServerError::LogFailed(_) | ServerError::Panicked => exit::IN_DOUBT,
             ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
             ServerError::Open(error) => open_code(error),
-            ServerError::Replay(_) | ServerError::Unfinished(_) | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
+            ServerError::Replay(_) | ServerError::NoStore(_) | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())
     }

@@ -97,7 +97,7 @@ impl From<OfflineError> for CliError {
             OfflineError::Trouble(Trouble::Replay(ReplayError::Read(ReadError::Io { .. }))) => exit::UNAVAILABLE,
             OfflineError::Trouble(Trouble::Replay(_)) => exit::INTEGRITY,
             OfflineError::Index { .. } | OfflineError::Trouble(_) => exit::UNAVAILABLE,
-            OfflineError::Unfinished(_) => exit::INTEGRITY,
+            OfflineError::NoStore(_) => exit::INTEGRITY,
             OfflineError::Open(error) => open_code(error),
         };
         CliError::new(code, error.to_string())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use fencepost::{LogIndex, Lsn};
 
 use super::manifest::BadSnapshot;
-use super::restore::check_finished;
+use super::restore::check_store;
 use super::snapshot::{INDEX_DIR, LOG_DIR};
 use crate::clock::{Clock, random_id};
 use crate::disk::{Disk, RealDisk};
@@ -25,9 +25,9 @@ pub enum OfflineError {
         /// Where a log was looked for.
         dir: PathBuf,
     },
-    /// A restore was cut short there.
+    /// The directory is a snapshot, or what a restore that was cut short left of one.
     #[error(transparent)]
-    Unfinished(#[from] BadSnapshot),
+    NoStore(#[from] BadSnapshot),
     /// The log does not open, perhaps because a server has it open.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -57,7 +57,7 @@ impl Offline {
     /// Takes a data directory, as a server does when it starts. `segment_bytes` is the length of new segments.
     pub fn open(data_dir: &Path, segment_bytes: u64, clock: &Clock) -> Result<Offline, OfflineError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        check_finished(&*disk, data_dir)?;
+        check_store(&*disk, data_dir)?;
         let log_dir = data_dir.join(LOG_DIR);
         // A log would be made where there is none.
         let is_segment = |name: &String| Path::new(name).extension().is_some_and(|extension| extension == "seg");

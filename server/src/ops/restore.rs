@@ -12,7 +12,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 
 use super::append;
-use super::manifest::{BadSnapshot, Manifest, io_error};
+use super::manifest::{BadSnapshot, MANIFEST, Manifest, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
@@ -21,15 +21,21 @@ use crate::log::{self, CopyError, Inspector, Log, LogConfig};
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
 
-/// Refuses a data directory in which a restore was cut short.
-pub fn check_finished(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
-    if disk.open(&data_dir.join(MARKER)).is_err() {
-        return Ok(());
+/// Refuses a directory that is no store: in which a restore was cut short, or that is a snapshot, whose tokens somebody else
+/// may have granted again since.
+pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+    let dir = data_dir.display();
+    if disk.open(&data_dir.join(MARKER)).is_ok() {
+        let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
+        return Err(BadSnapshot::Refused(problem));
     }
-    Err(BadSnapshot::Refused(format!(
-        "a restore into {} was cut short: remove that directory and restore again",
-        data_dir.display()
-    )))
+    if disk.open(&data_dir.join(MANIFEST)).is_ok() {
+        let problem = format!(
+            "{dir} is a snapshot, and not a data directory: make one of it with `fencepost restore {dir} --data-dir DIR`"
+        );
+        return Err(BadSnapshot::Refused(problem));
+    }
+    Ok(())
 }
 
 /// Up to where history is restored.
@@ -186,7 +192,7 @@ fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Option<L
         (Some(later), Some((oldest, oldest_ms))) if later == oldest => {
             let begun = i64::try_from(oldest_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             let begun = begun.map_or_else(|| format!("{oldest_ms} ms"), |begun| begun.to_string());
-            Err(BadSnapshot::Refused(format!("there is nothing of that time: the snapshot's first fact is of {begun}")))
+            Err(BadSnapshot::Refused(format!("the snapshot begins after that time: its first fact is of {begun}")))
         }
         // What compaction removed between the fact before and this one is part of the state that is left.
         (Some(later), _) => Ok(Some(match later.ordinal() {
