@@ -7,6 +7,7 @@ mod bounded;
 mod damage;
 mod drive;
 mod faults;
+mod full;
 mod prepared;
 mod restart;
 mod snapshot;

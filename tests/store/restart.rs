@@ -4,10 +4,12 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fencepost::LogIndex;
 use fencepost_server::clock::Clock;
 use fencepost_server::disk::{Disk, RealDisk};
+use fencepost_server::index::{ColdIndex, Status};
 use fencepost_server::log::{Log, LogConfig};
 use fencepost_server::server::Server;
 use fencepost_server::state::State;
@@ -166,6 +168,28 @@ async fn compaction_leaves_who_made_a_savepoint_that_was_deleted() {
     assert!(done.log_bytes_after < done.log_bytes_before);
     truth.must_be(&driver.known.ask(&store.channel()).await, "compacted");
     store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_is_given_up_while_nothing_else_happens_is_made_again() {
+    let dir = scratch();
+    let server = Server::open(config(&dir.path().join("data")), Clock::real()).unwrap();
+    let cold = server.backend().cold.clone();
+    let ready = async |cold: &ColdIndex| {
+        while !matches!(cold.status(), Status::Ready { .. }) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let patience = Duration::from_secs(60);
+    tokio::time::timeout(patience, ready(&cold)).await.expect("it is made");
+    tokio::task::spawn_blocking({
+        let cold = cold.clone();
+        move || cold.reset("somebody asked, and it did not know")
+    })
+    .await
+    .unwrap();
+    tokio::time::timeout(patience, ready(&cold)).await.expect("it is made again");
+    server.close().await;
 }
 
 /// How many histories: `FENCEPOST_STORE_SEEDS=200` tries many more.

@@ -62,6 +62,8 @@ struct State {
     next_index: LogIndex,
     plan: Plan,
     stage: Stage,
+    /// Why the last try to have the next segment failed; nothing once one succeeded.
+    no_space: Option<String>,
     active_segment: u64,
     closed: bool,
     /// The writer's thread has ended.
@@ -138,6 +140,7 @@ impl Board {
             next_index: writer.last_index().next(),
             plan: Plan { segment, file_bytes, end, entries },
             stage: Stage::Wanted,
+            no_space: None,
             active_segment: segment,
             closed: false,
             ended: false,
@@ -215,10 +218,7 @@ impl Board {
 
     /// Why the next segment cannot be prepared, if the last try failed.
     pub(super) fn no_space(&self) -> Option<String> {
-        match &self.state().stage {
-            Stage::Failed { reason, .. } => Some(reason.clone()),
-            Stage::Wanted | Stage::Working | Stage::Ready(_) => None,
-        }
+        self.state().no_space.clone()
     }
 
     /// How long the write in flight has been waiting for the disk.
@@ -339,7 +339,7 @@ impl Board {
 
     /// What the preparer's thread does.
     pub(super) fn prepare(&self, disk: &dyn Disk, dir: &Path) {
-        let (mut prepared_last, mut has_failed) = (0, false);
+        let mut prepared_last = 0;
         let mut state = self.state();
         loop {
             if state.ended {
@@ -357,14 +357,14 @@ impl Board {
             state.stage = match outcome {
                 Ok(prepared) => {
                     prepared_last = number;
-                    if std::mem::take(&mut has_failed) {
+                    if state.no_space.take().is_some() {
                         tracing::info!("the next segment of the log is ready: there is room again");
                     }
                     Stage::Ready(prepared)
                 }
                 Err(failed) => {
                     let reason = format!("cannot {} {}: {}", failed.action, failed.path.display(), failed.source);
-                    if !std::mem::replace(&mut has_failed, true) {
+                    if state.no_space.replace(reason.clone()).is_none() {
                         tracing::warn!("the next segment of the log is not ready, trying again every second: {reason}");
                     }
                     Stage::Failed { at: self.clock.now(), reason }

@@ -43,7 +43,7 @@ use crate::log::Log;
 use board::Board;
 use pass::Pass;
 
-/// How long a pass that failed rests before it is tried again.
+/// How long it takes until a pass that failed is tried again, or until it is seen that the index was found damaged.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// How much background work may do.
@@ -189,15 +189,11 @@ fn work(mut pass: Pass, orders: &Receiver<Order>) {
     // What was left undone by the process before.
     let mut next = Ok(Order::Sealed);
     loop {
-        let is_done = match next {
+        match next {
             Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Order::Sealed) | Err(RecvTimeoutError::Timeout) => pass.run(None),
             Ok(Order::Compact(mut progress)) => pass.run(Some(&mut progress)),
-        };
-        next = if is_done {
-            orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            orders.recv_timeout(AGAIN_AFTER)
-        };
+        }
+        next = orders.recv_timeout(AGAIN_AFTER);
     }
 }

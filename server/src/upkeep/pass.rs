@@ -94,12 +94,12 @@ impl Pass {
         Pass { store, settings, stop, board, damages, fed, state_bytes, state_lsn, damaged: Vec::new() }
     }
 
-    /// Does what is due, or, if it was ordered, all that there is. Says whether it came to its end.
-    pub(super) fn run(&mut self, mut ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) -> bool {
+    /// Does what is due, or, if it was ordered, all that there is.
+    pub(super) fn run(&mut self, mut ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) {
         let outcome = self.whole(ordered.as_deref_mut());
         let done = outcome.as_ref().map(|_| ()).map_err(ToString::to_string);
         match (&outcome, ordered) {
-            (Err(Trouble::Stopped), _) => return true,
+            (Err(Trouble::Stopped), _) => return,
             (_, Some(progress)) => progress(Progress::Done(outcome.map_err(|trouble| trouble.to_string()))),
             (Err(trouble), None) => {
                 // Said once, not every ten seconds.
@@ -110,32 +110,51 @@ impl Pass {
             }
             (Ok(_), None) => {}
         }
-        let is_done = done.is_ok();
         self.board.change(|status| status.trouble = done.err().unwrap_or_default());
-        is_done
     }
 
     pub(super) fn whole(
         &mut self,
         ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>,
     ) -> Result<CompactionDone, Trouble> {
-        let through = self.store.log.sealed_through();
+        self.revive_index();
+        let (through, is_ordered) = (self.store.log.sealed_through(), ordered.is_some());
         let index = self.store.cold.opened();
         let is_index_behind = !matches!(index, Status::Ready { applied } if applied >= self.state_lsn);
-        if ordered.is_none() && !is_index_behind && !self.is_due(through) {
+        if !is_ordered && !is_index_behind && !self.is_due(through) {
             return Ok(CompactionDone::default());
         }
         let state = self.state(through, &mut |_| ())?;
-        match self.feed(&state, through, &mut |_| ()) {
-            // Without an index history is not answered; everything else goes on.
-            Err(Trouble::Index(IndexError::Failed { .. })) | Ok(()) => {}
-            Err(trouble) => return Err(trouble),
-        }
+        // What the state or the index finds no room for, compaction may make. Without the one a start takes longer, without
+        // the other history is not answered; everything else goes on.
+        let is_saved = match self.save(&state) {
+            Err(Trouble::Save(error)) if is_full(&error) => false,
+            saved => saved.map(|()| true)?,
+        };
+        let fed = match self.feed(&state, through, &mut |_| ()) {
+            Err(Trouble::Index(failed @ IndexError::Failed { .. })) => Err(failed),
+            fed => fed.map(Ok)?,
+        };
         let done = self.compact(&state, ordered)?;
+        if !is_saved {
+            self.save(&state)?;
+        }
         if through > LogIndex::ZERO {
             ballast::keep(&*self.store.disk, &self.store.data_dir, self.settings.segment_bytes / 2);
         }
-        Ok(done)
+        if is_ordered { Ok(done) } else { fed.map(|()| done).map_err(Trouble::Index) }
+    }
+
+    /// Tries an index again that could not be made; on a full disk with the room that is kept back.
+    fn revive_index(&self) {
+        let Store { disk, data_dir, log, cold, .. } = &self.store;
+        let has_failed = || matches!(cold.opened(), Status::Failed { .. });
+        if has_failed() {
+            cold.retry();
+            if has_failed() && log.no_space().is_some() && ballast::give_up(&**disk, data_dir) {
+                cold.retry();
+            }
+        }
     }
 
     /// The part of a pass that makes the index: from the log, or what is new in it. `at` hears where it reads, twice from
@@ -143,6 +162,7 @@ impl Pass {
     pub(super) fn index(&mut self, at: &mut dyn FnMut(LogIndex)) -> Result<Lsn, Trouble> {
         let through = self.store.log.sealed_through();
         let state = self.state(through, at)?;
+        self.save(&state)?;
         self.feed(&state, through, at)?;
         Ok(state.applied())
     }
@@ -155,7 +175,7 @@ impl Pass {
         new_bytes > 0 && new_bytes >= state_bytes
     }
 
-    /// The state at the end of what is sealed, saved.
+    /// The state at the end of what is sealed.
     fn state(&mut self, through: LogIndex, at: &mut dyn FnMut(LogIndex)) -> Result<State, Trouble> {
         let Store { disk, data_dir, log, .. } = &self.store;
         let mut state = match hot_state::load(disk, data_dir, log) {
@@ -179,7 +199,6 @@ impl Pass {
             }
             replayed => replayed?,
         };
-        self.save(&state)?;
         Ok(state)
     }
 
@@ -190,9 +209,7 @@ impl Pass {
         }
         let saved = hot_state::save(disk, data_dir, log, state);
         let saved = match saved {
-            Err(SegmentFileError::Io { source, .. })
-                if source.kind() == io::ErrorKind::StorageFull && ballast::give_up(&**disk, data_dir) =>
-            {
+            Err(error) if is_full(&error) && ballast::give_up(&**disk, data_dir) => {
                 hot_state::save(disk, data_dir, log, state)
             }
             saved => saved,
@@ -289,7 +306,7 @@ impl Pass {
         let is_behind = bytes_total > BEHIND_SEGMENTS * self.settings.segment_bytes;
         let rate = if is_behind || ordered.is_some() { 0 } else { self.settings.compaction_bytes_per_second };
         let mut pace = Pace::new(self.stop.clone(), self.store.clock.clone(), rate);
-        let mut bytes_done = 0;
+        let (mut bytes_done, mut no_space) = (0, None);
         for run in runs {
             let mut used = |bytes| {
                 bytes_done += bytes;
@@ -298,12 +315,16 @@ impl Pass {
                 }
                 pace.used(bytes)
             };
-            self.compact_run(state, &run, &mut used, &mut done)?;
+            match self.compact_run(state, &run, &mut used, &mut done) {
+                // Another run may need less, and make some.
+                Err(Trouble::Compact(error @ CompactError::NoSpace { .. })) => no_space = Some(error),
+                compacted => compacted?,
+            }
         }
         done.bytes_after = self.store.log.status().bytes;
         let live_bytes = self.candidates(state).iter().map(|it| it.live_bytes.min(it.file_bytes)).sum();
         self.board.change(|status| status.live_bytes = live_bytes);
-        Ok(done)
+        no_space.map_or(Ok(done), |error| Err(Trouble::Compact(error)))
     }
 
     /// The segments that the state covers, with what is alive in them.
@@ -332,6 +353,10 @@ impl Pass {
         let now_ms = clock.wall_ms();
         let members: Vec<SegmentInfo> =
             log.sealed().into_iter().filter(|it| run.contains(it.numbers.start())).collect();
+        if members.iter().all(|it| it.judged_at >= state.applied()) {
+            // This very state has said what can go.
+            return Ok(());
+        }
         let is_gone = |created: Lsn| matches!(log.read(created), Err(ReadError::NotFound(_)));
         let mut other_bytes = 0;
         let mut judge = |lsn: Lsn, payload: &Bytes| {
@@ -392,4 +417,9 @@ impl Pass {
     fn go_on_or_stop(&self) -> Result<(), Trouble> {
         if self.stop.is_set() { Err(Trouble::Stopped) } else { Ok(()) }
     }
+}
+
+fn is_full(error: &SegmentFileError) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, SegmentFileError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
 }

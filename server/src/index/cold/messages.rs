@@ -111,7 +111,7 @@ pub enum Status {
         /// The newest fact it was fed with.
         applied: Lsn,
     },
-    /// It cannot even be made anew.
+    /// It cannot even be made anew, until [`ColdIndex::retry`](super::ColdIndex::retry).
     Failed {
         /// Why, and what to do.
         why: String,
@@ -129,7 +129,7 @@ pub enum IndexError {
         /// The newest fact it was fed with.
         applied: Lsn,
     },
-    /// It stays so until the server is started again.
+    /// The owner tries again.
     #[error("the index of old checkpoints cannot be used: {why}")]
     Failed {
         /// Why, and what to do.

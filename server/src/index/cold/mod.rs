@@ -127,6 +127,13 @@ impl ColdIndex {
         self.shared().inner().status.clone()
     }
 
+    /// Tries again, if it failed: perhaps there is room on the disk now.
+    pub fn retry(&self) {
+        if matches!(self.status(), Status::Failed { .. }) {
+            begin(self.shared(), worker::Start::Open);
+        }
+    }
+
     /// Waits until it is opened, found damaged, or takes too long for that and is made anew; and says how it is then. Blocks.
     pub fn opened(&self) -> Status {
         // This stands in the queue behind the opening; what comes of it is in the status.

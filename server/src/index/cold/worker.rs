@@ -143,7 +143,10 @@ impl Worker {
         }
         let shared = Arc::clone(&self.shared);
         let created = fresh_dir(&shared.dir).and_then(|(dir, old)| {
-            let store = guarded(|| Store::create(&dir, shared.log_id, &shared.settings))?;
+            let store = guarded(|| Store::create(&dir, shared.log_id, &shared.settings)).inspect_err(|_| {
+                // The one that was there before may turn out to be good.
+                let _ = RealDisk.remove_tree(&dir);
+            })?;
             for old in old {
                 // What stays behind is not in the way, and is tried again next time.
                 let _ = RealDisk.remove_tree(&old);
@@ -157,7 +160,7 @@ impl Worker {
             }
             Err(why) => {
                 let dir = shared.dir.display();
-                let why = format!("a new one cannot be made in {dir} ({why}): see to the disk and restart the server");
+                let why = format!("a new one cannot be made in {dir} ({why}), and is tried again: see to the disk");
                 tracing::warn!("the index of old checkpoints cannot be used: {why}");
                 self.publish(|_| Status::Failed { why });
             }
