@@ -12,8 +12,9 @@ use fencepost::log::v1::StateRecord;
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 
+use super::replay::ahead;
 use crate::disk::Disk;
-use crate::log::{Content, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
+use crate::log::{Content, Log, ReadEntry, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
 use crate::state::{State, StateLoader};
 
 /// Records in one entry of the file.
@@ -66,14 +67,14 @@ pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, U
     if label.log_id != log.log_id() {
         return Err(Unusable::Unfit(format!("it belongs to log {}, and this is log {}", label.log_id, log.log_id())));
     }
-    let mut loader = StateLoader::default();
-    for entry in reader {
-        for (_, payload) in entry.map_err(|error| damaged(error.to_string()))?.facts {
-            let record = StateRecord::decode(payload).map_err(|error| damaged(error.to_string()))?;
-            loader.push(record).map_err(|error| damaged(error.to_string()))?;
+    let state = ahead(reader.flat_map(decode), |records| {
+        let mut loader = StateLoader::default();
+        for record in records {
+            loader.push(record?).map_err(|error| error.to_string())?;
         }
-    }
-    let state = loader.finish().map_err(|error| damaged(error.to_string()))?;
+        loader.finish().map_err(|error| error.to_string())
+    });
+    let state = state.map_err(damaged)?;
     let (applied, judged_at) = (state.applied(), log.judged_at());
     if applied.index() > log.last_index() || *label.numbers.end() > newest_segment(log) {
         return Err(Unusable::LogEndsEarly { file: path, state: applied, log: log.last_index() });
@@ -83,6 +84,17 @@ pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, U
         return Err(Unusable::Unfit(older));
     }
     Ok(state)
+}
+
+/// The records of an entry of the file.
+fn decode(entry: Result<ReadEntry, SegmentFileError>) -> Vec<Result<StateRecord, String>> {
+    match entry {
+        Ok(entry) => {
+            let payloads = entry.facts.into_iter().map(|(_, payload)| payload);
+            payloads.map(|payload| StateRecord::decode(payload).map_err(|error| error.to_string())).collect()
+        }
+        Err(error) => vec![Err(error.to_string())],
+    }
 }
 
 /// Puts the state in the place of what the file has, durably. Returns the file's length.
