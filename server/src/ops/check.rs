@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
@@ -185,14 +184,15 @@ impl Inspector for Witness<'_> {
         self.shown += payload.len() as u64;
         self.last = lsn;
         self.meet(lsn);
-        let payload = Bytes::copy_from_slice(payload);
-        let fact = if self.is_sound {
-            take_in(&mut self.state, self.judged_at, lsn, payload).map_err(|error| error.to_string())
-        } else {
-            Fact::decode(payload).map_err(|error| format!("the fact at LSN {lsn} does not decode: {error}"))
-        };
+        let fact = Fact::decode(payload).map_err(|error| format!("the fact at LSN {lsn} does not decode: {error}"));
         self.is_sound &= fact.is_ok();
-        self.holdings.take(lsn, &fact?);
+        let fact = fact?;
+        self.holdings.take(lsn, &fact);
+        if self.is_sound {
+            let taken = take_in(&mut self.state, self.judged_at, lsn, &fact);
+            self.is_sound = taken.is_ok();
+            taken.map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 }

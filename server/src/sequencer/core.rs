@@ -53,7 +53,7 @@ impl Batch {
 
 impl Core {
     pub(super) fn new(state: State, index: Index, last_index: LogIndex, clock: Clock, counters: Arc<Counters>) -> Core {
-        let leases = LeaseClock::new(clock.now(), state.grants().map(|grant| grant.token));
+        let leases = LeaseClock::new(clock.now(), state.grants().map(|grant| grant.token), state.counts().2);
         Core {
             view: View { state, index, leases },
             waiters: Waiters::default(),

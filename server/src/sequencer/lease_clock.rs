@@ -28,9 +28,11 @@ pub(super) struct LeaseClock {
 }
 
 impl LeaseClock {
-    /// Every lease was heard from just now.
-    pub(super) fn new(now: Monotonic, leases: impl Iterator<Item = Token>) -> LeaseClock {
-        LeaseClock { looked: now, now: Duration::ZERO, heard: leases.map(|token| (token, Duration::ZERO)).collect() }
+    /// Every lease was heard from just now. There are `count` of them.
+    pub(super) fn new(now: Monotonic, leases: impl Iterator<Item = Token>, count: u64) -> LeaseClock {
+        let mut heard = HashMap::with_capacity(count as usize);
+        heard.extend(leases.map(|token| (token, Duration::ZERO)));
+        LeaseClock { looked: now, now: Duration::ZERO, heard }
     }
 
     /// Moves lease time on to `now`, but for stalls. `disk_stalled` says that the disk has kept a write waiting.

@@ -186,7 +186,7 @@ fn nobody_waits_on_a_server_that_is_stopping() {
 #[test]
 fn lease_time_stands_still_while_the_server_or_its_disk_is_stalled() {
     let (clock, token) = (Clock::manual(), Token::from_u64(1));
-    let mut leases = LeaseClock::new(clock.now(), [token].into_iter());
+    let mut leases = LeaseClock::new(clock.now(), [token].into_iter(), 1);
     let mut look_after = |duration, disk_stalled| {
         clock.advance(duration);
         leases.look(clock.now(), disk_stalled);

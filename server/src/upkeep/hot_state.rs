@@ -11,11 +11,14 @@ use std::sync::Arc;
 
 use fencepost::log::v1::StateRecord;
 use fencepost::{LogIndex, Lsn};
-use prost::Message as _;
+use prost::{DecodeError, Message as _};
 use uuid::Uuid;
 
+use super::replay::ahead;
 use crate::disk::Disk;
-use crate::log::{self, Content, Damage, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
+use crate::log::{
+    self, Content, Damage, Log, ReadEntry, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel,
+};
 use crate::state::{State, StateLoader};
 
 /// Records in one entry of the file.
@@ -91,14 +94,15 @@ pub fn read(disk: &dyn Disk, data_dir: &Path) -> Result<Saved, Unusable> {
     };
     let reader = SegmentFileReader::open(disk, &path, Content::HotState, None)?;
     let label = reader.label();
-    let mut loader = StateLoader::default();
-    for entry in reader {
-        for (_, payload) in entry?.facts {
-            let record = StateRecord::decode(payload).map_err(|error| damaged(&error))?;
-            loader.push(record).map_err(|error| damaged(&error))?;
+    let state = ahead(reader.map(|entry| entry.map(decode)), |decoded| {
+        let mut loader = StateLoader::default();
+        for records in decoded {
+            for record in records?.map_err(|error| damaged(&error))? {
+                loader.push(record).map_err(|error| damaged(&error))?;
+            }
         }
-    }
-    let state = loader.finish().map_err(|error| damaged(&error))?;
+        loader.finish().map_err(|error| damaged(&error))
+    })?;
     Ok(Saved { log_id: label.log_id, newest_segment: *label.numbers.end(), state })
 }
 
@@ -140,6 +144,11 @@ pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, U
     let (log_id, last_index, judged_at) = (log.log_id(), log.last_index(), log.judged_at());
     let end = LogEnd { log_id, last_index, newest_segment: newest_segment(log), judged_at };
     read(&**disk, data_dir)?.fitting(data_dir, end)
+}
+
+/// The records of an entry of the file.
+fn decode(entry: ReadEntry) -> Result<Vec<StateRecord>, DecodeError> {
+    entry.facts.into_iter().map(|(_, payload)| StateRecord::decode(payload)).collect()
 }
 
 /// Puts the state in the place of what the file has, durably. Returns the file's length.

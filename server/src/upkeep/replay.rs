@@ -1,6 +1,8 @@
 //! From facts back to state: the one way of start-up, of the upkeep pass and of verification.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
@@ -8,6 +10,10 @@ use prost::Message as _;
 
 use crate::log::{Log, ReadError};
 use crate::state::{Inconsistent, State};
+
+/// Items that the reading thread hands over at once, and chunks of them that it may be ahead.
+const CHUNK: usize = 512;
+const CHUNKS_AHEAD: usize = 8;
 
 /// Why the log does not give a state.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +51,22 @@ pub fn replay(
     let (judged_at, mut facts) = (log.judged_at(), 0);
     // A state ends with a whole entry. Looking for more of that one would need its segment, which need not be read.
     let from = Lsn::new(state.applied().index().next(), 0);
-    for fact in log.scan(from) {
+    let decoded = log.scan(from).map(|fact| {
         let (lsn, payload) = fact?;
-        if lsn.index() > through {
-            break;
+        Ok((lsn, decode(lsn, payload)?))
+    });
+    let is_wanted = |fact: &Result<(Lsn, Fact), ReplayError>| !matches!(fact, Ok((lsn, _)) if lsn.index() > through);
+    ahead(decoded.take_while(is_wanted), |decoded| {
+        for fact in decoded {
+            let (lsn, fact) = fact?;
+            take_in(state, judged_at, lsn, &fact)?;
+            if each(lsn, &fact).is_break() {
+                return Err(ReplayError::Stopped);
+            }
+            facts += 1;
         }
-        let fact = take_in(state, judged_at, lsn, payload)?;
-        if each(lsn, &fact).is_break() {
-            return Err(ReplayError::Stopped);
-        }
-        facts += 1;
-    }
+        Ok(())
+    })?;
     if judged_at.index() <= through {
         state.reached(judged_at);
     }
@@ -63,15 +74,33 @@ pub fn replay(
 }
 
 /// Takes the next fact in: as it is, up to where compaction has judged, and behind that as one that must follow.
-pub fn take_in(state: &mut State, judged_at: Lsn, lsn: Lsn, payload: bytes::Bytes) -> Result<Fact, ReplayError> {
-    let fact = decode(lsn, payload)?;
+pub fn take_in(state: &mut State, judged_at: Lsn, lsn: Lsn, fact: &Fact) -> Result<(), Inconsistent> {
     if lsn <= judged_at {
-        state.apply_compacted(lsn, &fact)?;
-    } else {
-        state.reached(judged_at);
-        state.apply(lsn, &fact)?;
+        return state.apply_compacted(lsn, fact);
     }
-    Ok(fact)
+    state.reached(judged_at);
+    state.apply(lsn, fact)
+}
+
+/// Works on items that a thread of their own reads and decodes meanwhile, which is half of the work of a start.
+pub(super) fn ahead<T: Send, R>(
+    items: impl Iterator<Item = T> + Send,
+    work: impl FnOnce(&mut dyn Iterator<Item = T>) -> R,
+) -> R {
+    let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
+    let mut items = items.peekable();
+    let read = move || {
+        while items.peek().is_some() {
+            let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
+            if sender.send(chunk).is_err() {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(read);
+        work(&mut chunks.into_iter().flatten())
+    })
 }
 
 /// A fact from its bytes.
