@@ -23,6 +23,7 @@ pub(crate) enum Kind {
     Raw,
     Fencepost,
     RaftEngine,
+    RaftEnginePrefilled,
     Okaywal,
 }
 
@@ -33,6 +34,7 @@ impl Kind {
             Kind::Raw => "raw loop",
             Kind::Fencepost => "Fencepost",
             Kind::RaftEngine => "raft-engine",
+            Kind::RaftEnginePrefilled => "raft-engine, prefilled",
             Kind::Okaywal => "okaywal",
         }
     }
@@ -43,6 +45,7 @@ impl Kind {
             Kind::Raw => Box::new(raw::Raw::open(dir)),
             Kind::Fencepost => Box::new(fencepost_log::FencepostLog::open(dir)),
             Kind::RaftEngine => Box::new(raft::RaftEngine::open(dir)),
+            Kind::RaftEnginePrefilled => Box::new(raft::RaftEngine::open_prefilled(dir)),
             Kind::Okaywal => Box::new(okay_wal::OkayWal::open(dir)),
         }
     }
