@@ -172,10 +172,16 @@ impl<'a> Chain<'a> {
         let mut bytes = [0; TRAILER_BYTES as usize];
         file.read_at(&mut bytes, offset).map_err(io_error("read", &path))?;
         let number = header.identity.segment;
-        let trailer = Trailer::decode(header.identity.seed(), &bytes).ok_or_else(|| {
-            let what = "the segment has a successor and no intact trailer".to_owned();
-            OpenError::Corrupt(Damage { file: path, offset, what, indexes: None })
-        })?;
+        let corrupt = |what: &str| {
+            OpenError::Corrupt(Damage { file: path.clone(), offset, what: what.to_owned(), indexes: None })
+        };
+        let trailer = Trailer::decode(header.identity.seed(), &bytes)
+            .ok_or_else(|| corrupt("the segment has a successor and no intact trailer"))?;
+        if !trailer.fits(header) {
+            return Err(corrupt(
+                "the segment's trailer is not one that a segment of its length and first entry can have",
+            ));
+        }
         self.first_due = Some(trailer.last_index.next());
         Ok(Sealed { number, first_index: header.first_index, file_bytes: header.file_bytes, trailer })
     }
@@ -215,6 +221,10 @@ impl Survey {
                 Step::End => break Bad { offset: self.end(), index: self.walk.index, problem: Problem::Blank },
             }
         };
+        if self.end() + segment::seal_bytes(self.table.len()) > self.header.file_bytes {
+            let why = "no segment is filled so far when it is written".to_owned();
+            return Ok(Verdict::Corrupt(Bad { problem: Problem::NoRoom, ..bad }, why));
+        }
         if self.walk.window.first_nonzero(self.end(), self.header.file_bytes)?.is_none() {
             return Ok(Verdict::Clean);
         }

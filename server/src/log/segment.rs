@@ -11,7 +11,7 @@ use bytes::Buf;
 use fencepost::LogIndex;
 use uuid::Uuid;
 
-use super::frame::{self, HEADER_BYTES, Header, Identity, Kind, SECTOR_BYTES, Seed};
+use super::frame::{self, HEADER_BYTES, Header, INDEX_END, Identity, Kind, SECTOR_BYTES, Seed};
 
 /// The format that this version writes, and the newest that it reads.
 pub(super) const FORMAT_VERSION: u32 = 1;
@@ -94,7 +94,7 @@ impl SegmentHeader {
         let segment = fields.get_u64_le();
         let first_index = LogIndex(fields.get_u64_le());
         let file_bytes = fields.get_u64_le();
-        if version == 0 || !frame::is_zero(fields) {
+        if version == 0 || !(1..INDEX_END).contains(&first_index.0) || !frame::is_zero(fields) {
             return Err(BadSegmentHeader::Damaged);
         }
         Ok(SegmentHeader { identity: Identity { log_id, segment, group }, first_index, file_bytes })
@@ -147,7 +147,7 @@ pub(super) struct Trailer {
 }
 
 impl Trailer {
-    fn encode(&self, seed: Seed) -> [u8; TRAILER_BYTES as usize] {
+    pub(super) fn encode(&self, seed: Seed) -> [u8; TRAILER_BYTES as usize] {
         let mut bytes = [0; TRAILER_BYTES as usize];
         bytes[8..16].copy_from_slice(&self.table_offset.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.entries_end.to_le_bytes());
@@ -176,6 +176,15 @@ impl Trailer {
         };
         (fields.get_u64_le() == 0 && *fields == TRAILER_MARK).then_some(trailer)
     }
+
+    /// Whether a segment with this header can end with it. What a trailer says is counted on, so that it is not enough
+    /// that its CRC is right.
+    pub(super) fn fits(&self, header: &SegmentHeader) -> bool {
+        (SEGMENT_HEADER_BYTES..=self.table_offset).contains(&self.entries_end)
+            && self.entries <= header.file_bytes / ROW_BYTES
+            && self.table_offset.checked_add(seal_bytes(self.entries as usize)) == Some(header.file_bytes)
+            && (header.first_index.0..INDEX_END).contains(&(self.last_index.0.saturating_add(1)))
+    }
 }
 
 /// Length of the seal of a segment with this many entries.
@@ -201,7 +210,8 @@ pub(super) fn encode_seal(seed: Seed, file_bytes: u64, table: &Table, entries_en
         rows.extend_from_slice(&index.to_le_bytes());
         rows.extend_from_slice(&offset.to_le_bytes());
     }
-    let last_index = LogIndex(table.first_index + table.rows.last().map_or(0, |row| u64::from(row.0)));
+    // A segment is sealed without entries if the first does not fit into it: it was made when segments were shorter.
+    let last_index = LogIndex(table.first_index + table.rows.last().map_or(0, |row| u64::from(row.0) + 1) - 1);
     let header = Header {
         kind: Kind::Table,
         ordinal: 0,
@@ -285,6 +295,35 @@ mod tests {
             let mut bad = seal.clone();
             bad[at] ^= 0x01;
             assert_eq!(read(&bad), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_that_its_segment_cannot_have_does_not_fit() {
+        let table_offset = 4096 - seal_bytes(2);
+        let last_index = LogIndex(101);
+        let good = Trailer { table_offset, entries_end: 700, last_index, entries: 2, facts: 5 };
+        assert!(good.fits(&header()));
+        for bad in [
+            Trailer { table_offset: table_offset - 8, ..good },
+            Trailer { table_offset: u64::MAX, ..good },
+            Trailer { entries_end: 511, ..good },
+            Trailer { entries_end: table_offset + 8, ..good },
+            Trailer { entries: 3, ..good },
+            Trailer { entries: u64::MAX, ..good },
+            Trailer { last_index: LogIndex(98), ..good },
+            Trailer { last_index: LogIndex(INDEX_END - 1), ..good },
+            Trailer { last_index: LogIndex(u64::MAX), ..good },
+        ] {
+            assert!(!bad.fits(&header()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_with_an_index_that_no_position_can_have_is_damaged() {
+        for index in [0, INDEX_END, u64::MAX] {
+            let bad = SegmentHeader { first_index: LogIndex(index), ..header() };
+            assert_eq!(SegmentHeader::decode(&bad.encode()), Err(BadSegmentHeader::Damaged), "{index}");
         }
     }
 

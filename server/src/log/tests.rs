@@ -9,10 +9,12 @@ use std::time::Duration;
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
+use super::frame::Identity;
+use super::segment::{self, SegmentHeader, Table, Trailer};
 use super::{EntryBuilder, Inspector, Log, LogConfig, LogError, OpenError, ReadError, verify};
 use crate::clock::Clock;
 use crate::disk::RealDisk;
-use crate::disk::sim::{Lasting, Operation, SimDisk};
+use crate::disk::sim::{Lasting, Moment, Operation, SimDisk, Survivors};
 
 const ID: Uuid = Uuid::from_u128(0xfe9c);
 
@@ -247,4 +249,110 @@ fn verification_shows_each_fact_and_reports_what_its_reader_objects_to() {
     assert_eq!((inspector.0, report.facts(), report.damage.len()), (3, 3, 1));
     assert_eq!(report.damage[0].indexes, Some(1..=1));
     assert!(report.damage[0].what.contains("1.1") && report.damage[0].what.contains("it is a two"));
+}
+
+#[test]
+fn an_empty_segment_that_is_too_short_for_the_next_entry_is_passed_over() {
+    for crashes in [false, true] {
+        let disk = SimDisk::new();
+        drop(open(&disk).unwrap());
+        let longer = LogConfig { segment_bytes: 16 << 10, entry_bytes_max: 8 << 10, ..config() };
+        let open = |disk: &SimDisk| {
+            Log::open(Arc::new(disk.clone()), Path::new("/log"), longer, Clock::manual(), ID)
+                .unwrap_or_else(|error| panic!("crashes: {crashes}: {error}"))
+        };
+        let log = open(&disk);
+        let planned = if crashes { 1 } else { u64::MAX / 2 };
+        disk.crash_at(Operation::Rename, planned, Moment::Before);
+        assert_eq!(append(&log, 1, &[&[7; 6000]]).is_err(), crashes);
+        drop(log);
+        let log = open(&disk.crash_image(Survivors::Synced));
+        let expected = if crashes { vec![] } else { vec![("1.0".to_owned(), vec![7; 6000])] };
+        assert_eq!(facts(&log, Lsn::ZERO), expected);
+    }
+}
+
+/// The header of a segment, and its entries, the first of which is `first`.
+fn written(number: u64, first: u64, payloads: &[&[u8]]) -> (SegmentHeader, Table, Vec<u8>) {
+    let identity = Identity { log_id: ID, segment: number, group: 0 };
+    let header = SegmentHeader { identity, first_index: LogIndex(first), file_bytes: 4096 };
+    let (mut table, mut bytes) = (Table::new(header.first_index), header.encode().to_vec());
+    for (index, payload) in (first..).zip(payloads) {
+        table.push(LogIndex(index), bytes.len() as u64);
+        let mut entry = entry(index, &[*payload]);
+        bytes.extend_from_slice(entry.place(identity.seed(), bytes.len() as u64, LogIndex(first - 1)));
+    }
+    (header, table, bytes)
+}
+
+/// A segment that ends with a good table and this trailer.
+fn sealed(change: impl FnOnce(&mut Trailer)) -> Vec<u8> {
+    let (header, table, mut bytes) = written(1, 1, &[b"one", b"two"]);
+    let entries_end = bytes.len() as u64;
+    let seed = header.identity.seed();
+    let (table_offset, mut seal) = segment::encode_seal(seed, header.file_bytes, &table, entries_end, 2);
+    let mut trailer = Trailer { table_offset, entries_end, last_index: LogIndex(2), entries: 2, facts: 2 };
+    change(&mut trailer);
+    seal.truncate(seal.len() - segment::TRAILER_BYTES as usize);
+    bytes.resize(table_offset as usize, 0);
+    bytes.extend_from_slice(&seal);
+    bytes.extend_from_slice(&trailer.encode(seed));
+    bytes
+}
+
+fn put(disk: &SimDisk, number: u64, bytes: Vec<u8>) {
+    disk.put(&segment::path(Path::new("/log"), number), bytes);
+}
+
+#[test]
+fn a_trailer_with_a_right_crc_and_impossible_numbers_is_refused() {
+    let changes: [fn(&mut Trailer); 4] = [
+        |trailer| trailer.entries = u64::MAX,
+        |trailer| trailer.entries_end = u64::MAX / 2,
+        |trailer| trailer.last_index = LogIndex(u64::MAX),
+        |trailer| trailer.table_offset -= 8,
+    ];
+    for change in changes {
+        let disk = SimDisk::new();
+        put(&disk, 1, sealed(change));
+        let (header, _, mut second) = written(2, 3, &[]);
+        second.resize(header.file_bytes as usize, 0);
+        put(&disk, 2, second);
+        let Err(OpenError::Corrupt(damage)) = open(&disk) else { panic!("it must be refused") };
+        assert!(damage.what.contains("trailer"), "{damage}");
+        let report = verify(&disk, Path::new("/log"), &mut ()).unwrap();
+        assert_eq!(report.damage.first(), Some(&damage));
+    }
+}
+
+#[test]
+fn verify_compares_the_trailer_with_what_is_there() {
+    let report = |change: fn(&mut Trailer)| {
+        let disk = SimDisk::new();
+        put(&disk, 1, sealed(change));
+        let mut trailer = Trailer { table_offset: 0, entries_end: 0, last_index: LogIndex(2), entries: 0, facts: 0 };
+        change(&mut trailer);
+        let (header, _, mut second) = written(2, trailer.last_index.0 + 1, &[]);
+        second.resize(header.file_bytes as usize, 0);
+        put(&disk, 2, second);
+        verify(&disk, Path::new("/log"), &mut ()).unwrap().damage
+    };
+    assert_eq!(report(|_| ()), []);
+    let changes: [fn(&mut Trailer); 2] = [|trailer| trailer.facts = 3, |trailer| trailer.last_index = LogIndex(7)];
+    for change in changes {
+        let damage = report(change);
+        assert_eq!(damage.last().map(|damage| damage.offset), Some(4096 - 64), "{damage:?}");
+    }
+}
+
+#[test]
+fn a_newest_segment_without_room_for_its_seal_is_refused() {
+    // The header of the segment, that of the fact, and the commit.
+    let (header, _, full) = written(1, 1, &[&[1; 4096 - 512 - 32 - 72]]);
+    assert_eq!(full.len() as u64, header.file_bytes);
+    let disk = SimDisk::new();
+    put(&disk, 1, full);
+    let Err(OpenError::Corrupt(damage)) = open(&disk) else { panic!("it must be refused") };
+    assert!(damage.what.contains("no room"), "{damage}");
+    assert_eq!(verify(&disk, Path::new("/log"), &mut ()).unwrap().damage, [damage]);
 }

@@ -209,6 +209,7 @@ impl Inspection<'_> {
         let mut walk = Walk::new(window, seed, self.header.first_index, SEGMENT_HEADER_BYTES, limit);
         let mut table = Table::new(self.header.first_index);
         let mut facts = 0;
+        let mut is_whole = true;
         loop {
             let stepped = walk.step(&mut show(self.inspector, self.damage, &mut self.shown, &self.path));
             let bad = match stepped.map_err(recovery::io_error("read", &self.path))? {
@@ -222,22 +223,30 @@ impl Inspection<'_> {
                 Step::Bad(bad) if sealed.is_none() && matches!(bad.problem, Problem::OutOfOrder(_)) => break,
                 Step::Bad(bad) => bad,
             };
+            is_whole = false;
             self.damage.push(recovery::damage(&self.path, bad, "in a sealed segment"));
             let last_index = sealed.map_or(bad.index, |sealed| sealed.trailer.last_index);
             if !self.resync(&mut walk, bad, last_index)? {
                 break;
             }
         }
-        if let Some(sealed) = sealed {
-            self.seal(&sealed, &table, facts, &mut walk.window)?;
-        }
         let last_index = LogIndex(walk.index.0 - 1);
+        if let Some(sealed) = sealed {
+            // With entries missing the seal cannot agree with them, and that was reported.
+            let found = is_whole.then_some((&table, facts, last_index));
+            self.seal(&sealed, found, &mut walk.window)?;
+        }
         chain.first_due = sealed.map(|sealed| sealed.trailer.last_index.next());
         Ok(self.report(table.len() as u64, facts, last_index, true))
     }
 
-    /// Checks the table, the counts, and the zeros before them.
-    fn seal(&mut self, sealed: &Sealed, table: &Table, facts: u64, window: &mut Window) -> Result<(), OpenError> {
+    /// Checks the zeros before the seal, and the seal against what was found: the table, the facts, the last entry.
+    fn seal(
+        &mut self,
+        sealed: &Sealed,
+        found: Option<(&Table, u64, LogIndex)>,
+        window: &mut Window,
+    ) -> Result<(), OpenError> {
         let io = recovery::io_error("read", &self.path);
         let seed = self.header.identity.seed();
         let trailer = &sealed.trailer;
@@ -248,12 +257,16 @@ impl Inspection<'_> {
         if let Some(offset) = window.first_nonzero(entries_end, table_offset).map_err(&io)? {
             report(offset, "the bytes between the entries and the table are not zero");
         }
-        let complete = table.len() as u64 == trailer.entries && facts == trailer.facts;
-        match catalog::read_table(&*self.file, seed, sealed).map_err(&io)? {
-            None => report(table_offset, "the table of a sealed segment does not match its CRC"),
-            // With entries missing the table cannot agree with them, and that was reported.
-            Some(found) if complete && found != *table => report(table_offset, "the table is not that of the entries"),
-            Some(_) => {}
+        let table = catalog::read_table(&*self.file, seed, sealed).map_err(&io)?;
+        if table.is_none() {
+            report(table_offset, "the table of a sealed segment does not match its CRC");
+        }
+        let Some((entries, facts, last_index)) = found else { return Ok(()) };
+        if table.is_some_and(|table| table != *entries) {
+            report(table_offset, "the table is not that of the entries");
+        }
+        if (facts, last_index) != (trailer.facts, trailer.last_index) {
+            report(sealed.file_bytes - segment::TRAILER_BYTES, "the trailer does not count the entries that are there");
         }
         Ok(())
     }
