@@ -205,6 +205,10 @@ impl State {
         if token <= self.last_token {
             return Err(format!("it grants token {token} after token {}", self.last_token));
         }
+        // No token could follow one of a later generation.
+        if token.generation() != self.generation {
+            return Err(format!("it grants token {token} in generation {}", self.generation));
+        }
         let pipeline = entry(&mut self.pipelines, &granted.pipeline);
         let known = pipeline.branches.len();
         let branch = entry(&mut pipeline.branches, &granted.branch);

@@ -389,3 +389,27 @@ fn facts_that_contradict_the_facts_before_them_are_not_taken_in() {
     let released = store.facts[1].1.clone();
     assert!(store.state.apply(*last, &released).is_err(), "an LSN comes once");
 }
+
+#[test]
+fn a_grant_in_another_generation_than_the_cluster_is_in_contradicts_it() {
+    let mut state = Store::new().state;
+    let granted = |token| fencepost::log::v1::LeaseGranted {
+        pipeline: PIPELINE.to_owned(),
+        branch: "jfk".to_owned(),
+        token,
+        ..fencepost::log::v1::LeaseGranted::default()
+    };
+    let token = Token::new(2, 1).unwrap().as_u64();
+    let fact = Fact { at_ms: 1, kind: Some(Kind::LeaseGranted(granted(token))) };
+    let lsn = state.applied().next();
+    let inconsistent = state.apply(lsn, &fact).unwrap_err();
+    assert!(inconsistent.to_string().contains("g2.e1"), "{inconsistent}");
+}
+
+#[test]
+fn a_lease_of_any_length_can_be_told_about() {
+    let mut store = Store::new();
+    store.resume(ResumeRequest { ttl_ms: u64::MAX, ..resume("jfk", "a") }, TTL).unwrap();
+    let refusal = assert_refused(store.resume(resume("jfk", "b"), Duration::ZERO), Reason::LeaseHeld);
+    assert!(refusal.to_string().contains(&u64::MAX.to_string()), "{refusal}");
+}
