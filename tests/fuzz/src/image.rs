@@ -1,0 +1,228 @@
+//! The directory of a log as an input describes it: a good log and what is done to it.
+//!
+//! Byte 0 chooses the log, byte 1 is a set of [`flags`]. The rest is either the content of the newest segment behind its
+//! header, or a list of edits.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use fencepost::LogIndex;
+use fencepost_server::disk::Disk as _;
+use fencepost_server::disk::sim::{Moment, Operation, Random, SimDisk, Survivors};
+use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig};
+use uuid::Uuid;
+
+use crate::input::Input;
+use crate::layout::{self, COMMIT_FIELDS, FRAME_FIELDS, Field, HEADER_FIELDS, TRAILER, TRAILER_FIELDS};
+
+/// What byte 1 of an input says.
+pub mod flags {
+    /// The CRCs of segment headers are made right.
+    pub const HEADERS: u8 = 1;
+    /// The CRCs of frames are made right.
+    pub const FRAMES: u8 = 2;
+    /// The CRCs of trailers are made right.
+    pub const TRAILERS: u8 = 4;
+    /// The rest of the input is content, not edits.
+    pub const CONTENT: u8 = 8;
+    /// The log with its threads is opened too.
+    pub const THREADS: u8 = 16;
+}
+
+/// Segments of four sectors: three entries fill one.
+pub const CONFIG: LogConfig = LogConfig { segment_bytes: 2048, entry_bytes_max: 1200, write_bytes_max: 1 << 20 };
+/// The identity of the logs.
+pub const ID: Uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+
+const EDITS_MAX: usize = 24;
+const FILE_BYTES_MAX: usize = 8192;
+
+/// Makes some of a segment's CRCs right again.
+type Mend = fn(&mut [u8]);
+/// The files of a directory.
+pub type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Where the log is.
+pub fn dir() -> &'static Path {
+    Path::new("/log")
+}
+
+/// A segment's file.
+pub fn segment(number: u64) -> PathBuf {
+    dir().join(format!("{number:020}.seg"))
+}
+
+/// A disk with these files.
+pub fn disk(files: &Files) -> SimDisk {
+    let disk = SimDisk::new();
+    for (path, bytes) in files {
+        disk.put(path, bytes.clone());
+    }
+    disk
+}
+
+/// The entry at an index, of no to three facts, some of them zeros.
+pub fn entry(index: u64) -> Entry {
+    let mut random = Random::new(index);
+    let mut builder = EntryBuilder::new(LogIndex(index));
+    for _ in 0..random.below(4) {
+        let zeros = random.below(4) == 0;
+        let length = if zeros { 600 } else { random.below(120) };
+        let payload: Vec<u8> = (0..length).map(|_| if zeros { 0 } else { random.next_u64() as u8 }).collect();
+        builder.push(&payload[..payload.len().min(1000)]);
+    }
+    builder.finish(LogIndex(index - 1), 3)
+}
+
+/// The good logs: of one segment and of several, clean, sealed without a successor, and torn.
+static LOGS: LazyLock<Vec<Files>> = LazyLock::new(|| {
+    let log = |entries, plan: &dyn Fn(&SimDisk), survivors| {
+        let disk = SimDisk::new();
+        plan(&disk);
+        write(&disk, entries);
+        let disk = disk.crash_image(survivors);
+        let names = disk.list(dir()).expect("a simulated disk lists its files");
+        let paths = names.iter().map(|name| dir().join(name));
+        paths.map(|path| (path.clone(), disk.bytes(&path).expect("the file was listed"))).collect()
+    };
+    let crash = |operation, nth| move |disk: &SimDisk| disk.crash_at(operation, nth, Moment::Before);
+    vec![
+        log(2, &|_| (), Survivors::Synced),
+        log(9, &|_| (), Survivors::Synced),
+        log(30, &|_| (), Survivors::Synced),
+        log(30, &crash(Operation::Rename, 3), Survivors::Synced),
+        log(9, &crash(Operation::Sync, 9), Survivors::TornLastWrite { bytes: 90 }),
+        log(9, &crash(Operation::Sync, 10), Survivors::Everything),
+        log(0, &|_| (), Survivors::Synced),
+    ]
+});
+
+/// Appends entries one by one until the disk fails.
+fn write(disk: &SimDisk, entries: u64) {
+    let Ok(mut log) = InlineLog::open(Arc::new(disk.clone()), dir(), CONFIG, ID) else { return };
+    for index in 1..=entries {
+        if log.append(vec![entry(index)]).is_err() {
+            return;
+        }
+    }
+}
+
+/// The files that an input describes.
+pub fn files(input: &mut Input<'_>) -> Files {
+    let mut files = LOGS[usize::from(input.byte()) % LOGS.len()].clone();
+    let flags = input.byte();
+    if flags & flags::CONTENT == 0 {
+        let mut edits = 0;
+        while !input.is_empty() && edits < EDITS_MAX {
+            edit(&mut files, input);
+            edits += 1;
+        }
+    } else if let Some((_, newest)) = files.iter_mut().next_back() {
+        let room = newest.len() - layout::ENTRIES;
+        let content = input.bytes(room);
+        newest[layout::ENTRIES..].fill(0);
+        newest[layout::ENTRIES..layout::ENTRIES + content.len()].copy_from_slice(content);
+    }
+    let mends: [(u8, Mend); 3] = [
+        (flags::HEADERS, layout::mend_header),
+        (flags::FRAMES, layout::mend_frames),
+        (flags::TRAILERS, layout::mend_trailer),
+    ];
+    for file in files.values_mut().filter(|file| file.len() >= layout::ENTRIES) {
+        for (_, mend) in mends.iter().filter(|(flag, _)| flags & flag != 0) {
+            mend(file);
+        }
+    }
+    files
+}
+
+/// Does one thing to the files.
+fn edit(files: &mut Files, input: &mut Input<'_>) {
+    let operation = input.byte() % 12;
+    let which = usize::from(input.byte());
+    let Some(path) = files.keys().nth(which % files.len().max(1)).cloned() else { return };
+    let mut file = files.remove(&path).expect("the name was just looked up");
+    match operation {
+        0 => change(&mut file, 0, HEADER_FIELDS, input),
+        1 | 2 => {
+            let (frames, which) = (layout::frames(&file), usize::from(input.byte()));
+            if let Some(frame) = frames.get(which % frames.len().max(1)).copied() {
+                if operation == 1 {
+                    change(&mut file, frame, FRAME_FIELDS, input);
+                } else {
+                    change(&mut file, frame, COMMIT_FIELDS, input);
+                }
+            }
+        }
+        3 => {
+            if let Some(at) = file.len().checked_sub(TRAILER) {
+                change(&mut file, at, TRAILER_FIELDS, input);
+            }
+        }
+        // The rows of a table are before the trailer.
+        4 => {
+            let at = file.len().checked_sub(TRAILER + 4 * (1 + usize::from(input.byte() % 16)));
+            change(&mut file, at.unwrap_or(0), [(0, 4)], input);
+        }
+        5 => {
+            let (at, bytes) = (usize::from(input.short()), usize::from(input.byte()));
+            overwrite(&mut file, at, input.bytes(bytes));
+        }
+        6 => {
+            let sector = usize::from(input.byte() % 16) * 512;
+            overwrite(&mut file, sector, &[0; 512]);
+        }
+        // A piece from elsewhere, perhaps from another segment.
+        7 => {
+            let other = files.values().nth(usize::from(input.byte() % 4)).unwrap_or(&file);
+            let (from, bytes, to) = (8 * usize::from(input.byte()), input.short(), 8 * usize::from(input.byte()));
+            let piece: Vec<u8> = other.iter().skip(from).take(usize::from(bytes % 2048)).copied().collect();
+            overwrite(&mut file, to, &piece);
+        }
+        8 => file.resize(usize::from(input.short()) % FILE_BYTES_MAX, 0),
+        // The file has another length, and the header says so.
+        9 => {
+            file.resize((8 * usize::from(input.short())) % FILE_BYTES_MAX, 0);
+            let length = file.len() as u64;
+            overwrite(&mut file, 48, &length.to_le_bytes());
+        }
+        10 => {
+            files.insert(segment(input.number(1 + which as u64)), file.clone());
+        }
+        _ => return,
+    }
+    files.insert(path, file);
+}
+
+/// Gives one of the fields of the structure at an offset another value.
+fn change<const N: usize>(file: &mut [u8], at: usize, fields: [Field; N], input: &mut Input<'_>) {
+    let (offset, width) = input.one_of(&fields);
+    let Some(place) = file.get_mut(at + offset..at + offset + width) else { return };
+    let mut value = [0; 8];
+    value[..width].copy_from_slice(place);
+    let value = input.number(u64::from_le_bytes(value)).to_le_bytes();
+    place.copy_from_slice(&value[..width]);
+}
+
+/// Writes as much as there is room for.
+fn overwrite(file: &mut [u8], at: usize, bytes: &[u8]) {
+    let place = file.get_mut(at..).unwrap_or_default();
+    let length = bytes.len().min(place.len());
+    place[..length].copy_from_slice(&bytes[..length]);
+}
+
+/// Inputs to begin with: each log as it is, each content of a newest segment, and each edit once.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let mends = flags::HEADERS | flags::FRAMES | flags::TRAILERS;
+    let mut seeds = Vec::new();
+    for (log, files) in (0_u8..).zip(LOGS.iter()) {
+        seeds.push(vec![log, flags::THREADS]);
+        let newest = files.values().next_back().into_iter().flat_map(|file| &file[layout::ENTRIES..]).copied();
+        seeds.push([log, flags::CONTENT | mends].into_iter().chain(newest).collect());
+        for operation in 0..12 {
+            seeds.push(vec![log, mends, operation, log, 1, 1, 1, 0, 1, 0]);
+        }
+    }
+    seeds
+}
