@@ -130,12 +130,15 @@ fn afterwards(disk: &SimDisk, before: &VerifyReport, (facts, error): &Reading) {
     let mut log = open(&disk).unwrap_or_else(|error| panic!("opens only once: {error}"));
     let again = read(&log);
     assert!(again.0 == *facts && again.1.is_some() == error.is_some(), "opened again it has other facts");
-    let next = log.last_index().0 + 1;
-    if next >= layout::INDEX_END {
+    // The first needs a segment of its own, mostly.
+    let (next, last) = (log.last_index().next(), log.last_index().0 + 2);
+    if last >= layout::INDEX_END {
         return;
     }
-    log.append(vec![image::entry(next)]).unwrap_or_else(|error| panic!("takes no entry: {error}"));
+    for entry in [image::long_entry(next), image::entry(last)] {
+        log.append(vec![entry]).unwrap_or_else(|error| panic!("takes no entry: {error}"));
+    }
     drop(log);
-    let log = open(&disk).unwrap_or_else(|error| panic!("does not open after an entry was appended: {error}"));
-    assert_eq!(log.last_index(), LogIndex(next), "the entry that was appended is there");
+    let log = open(&disk).unwrap_or_else(|error| panic!("does not open after entries were appended: {error}"));
+    assert_eq!(log.last_index(), LogIndex(last), "the entries that were appended are there");
 }

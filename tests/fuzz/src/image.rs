@@ -75,12 +75,20 @@ pub fn entry(index: u64) -> Entry {
     builder.finish(LogIndex(index - 1), 3)
 }
 
-/// The good logs: of one segment and of several, clean, sealed without a successor, and torn.
+/// An entry that leaves little room beside it.
+pub fn long_entry(index: LogIndex) -> Entry {
+    let mut builder = EntryBuilder::new(index);
+    builder.push(&[7; 1000]);
+    builder.finish(LogIndex(index.0 - 1), 3)
+}
+
+/// The good logs: of one segment and of several, clean, sealed without a successor, torn, and without entries, also from
+/// a time when segments were shorter.
 static LOGS: LazyLock<Vec<Files>> = LazyLock::new(|| {
     let log = |entries, plan: &dyn Fn(&SimDisk), survivors| {
         let disk = SimDisk::new();
         plan(&disk);
-        write(&disk, entries);
+        write(&disk, CONFIG, entries);
         let disk = disk.crash_image(survivors);
         let names = disk.list(dir()).expect("a simulated disk lists its files");
         let paths = names.iter().map(|name| dir().join(name));
@@ -95,12 +103,17 @@ static LOGS: LazyLock<Vec<Files>> = LazyLock::new(|| {
         log(9, &crash(Operation::Sync, 9), Survivors::TornLastWrite { bytes: 90 }),
         log(9, &crash(Operation::Sync, 10), Survivors::Everything),
         log(0, &|_| (), Survivors::Synced),
+        log(
+            0,
+            &|disk| write(disk, LogConfig { segment_bytes: 1024, entry_bytes_max: 400, ..CONFIG }, 0),
+            Survivors::Synced,
+        ),
     ]
 });
 
 /// Appends entries one by one until the disk fails.
-fn write(disk: &SimDisk, entries: u64) {
-    let Ok(mut log) = InlineLog::open(Arc::new(disk.clone()), dir(), CONFIG, ID) else { return };
+fn write(disk: &SimDisk, config: LogConfig, entries: u64) {
+    let Ok(mut log) = InlineLog::open(Arc::new(disk.clone()), dir(), config, ID) else { return };
     for index in 1..=entries {
         if log.append(vec![entry(index)]).is_err() {
             return;

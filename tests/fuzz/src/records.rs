@@ -4,6 +4,8 @@
 //! names and of numbers near to those that fit, and requests ([`requests`](crate::requests)) judged on the state that
 //! these made.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use fencepost::Lsn;
 use fencepost::log::v1::fact::Kind;
@@ -36,10 +38,18 @@ impl Store {
     /// Takes a fact in. A state that refused one is given up, as at start-up; this one is made again without it.
     pub fn apply(&mut self, lsn: Lsn, fact: Fact) -> Result<(), String> {
         let before = (self.state.applied(), self.state.last_token());
+        let heads = self.heads(&fact);
         match self.state.apply(lsn, &fact) {
             Ok(()) => {
                 assert!(self.state.applied() == lsn && before.0 < lsn, "what was applied is at {lsn}");
                 assert!(self.state.last_token() >= before.1, "tokens do not fall");
+                if let Some(Kind::Committed(committed)) = &fact.kind {
+                    let mut moved = heads;
+                    for branch in fact.branches() {
+                        *moved.entry(branch.to_owned()).or_default() += 1;
+                    }
+                    assert_eq!(self.heads(&fact), moved, "a commit moves each head by one: {committed:?}");
+                }
                 self.facts.push((lsn, fact));
                 Ok(())
             }
@@ -59,6 +69,13 @@ impl Store {
         self.apply(lsn, fact).unwrap_or_else(|error| panic!("a fact that was judged does not fit: {error}: {shown}"));
     }
 
+    /// The sequences of the branches that a fact is about.
+    fn heads(&self, fact: &Fact) -> BTreeMap<String, u64> {
+        let pipeline = fact.pipeline().unwrap_or_default();
+        let head = |branch: &str| self.state.branch(pipeline, branch).and_then(Branch::head);
+        fact.branches().map(|name| (name.to_owned(), head(name).map_or(0, |head| head.sequence))).collect()
+    }
+
     fn replayed(&self) -> State {
         let mut state = State::default();
         for (lsn, fact) in &self.facts {
@@ -70,6 +87,11 @@ impl Store {
 
 /// One input.
 pub fn run(data: &[u8]) {
+    let store = play(data);
+    assert!(store.replayed() == store.state, "the same facts give the same state");
+}
+
+fn play(data: &[u8]) -> Store {
     let mut input = Input::new(data);
     let mut store = Store::default();
     let is_raw = input.byte() & 1 == 1;
@@ -93,7 +115,7 @@ pub fn run(data: &[u8]) {
             step(&mut store, &mut input);
         }
     }
-    assert!(store.replayed() == store.state, "the same facts give the same state");
+    store
 }
 
 /// One fact or one request.
@@ -265,11 +287,17 @@ fn checkpoint(input: &mut Input<'_>) -> Option<Checkpoint> {
 
 /// Inputs to begin with: each kind of fact after a grant and a commit, each request, and a payload as it is.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let granted = [0; 17];
-    let committed = [2; 1].into_iter().chain([0; 17]);
-    let begun: Vec<u8> = [0, 1].into_iter().chain(granted).chain(committed).collect();
+    let mut granted = [0; 15];
+    let committed = [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let after = |granted: [u8; 15]| -> Vec<u8> { [0, 1].into_iter().chain(granted).chain(committed).collect() };
+    let begun = after(granted);
+    let head = play(&begun).state.branch(PIPELINES[0], BRANCHES[0]).and_then(Branch::head);
+    assert_eq!(head.map(|head| head.sequence), Some(1), "the seeds begin with facts that fit");
     let steps = (0..KINDS).chain((0x80..).take(usize::from(requests::KINDS)));
     let mut seeds: Vec<Vec<u8>> = steps.map(|step| begun.iter().copied().chain([step, 0, 0, 0]).collect()).collect();
+    // A lease of any length, and somebody else who asks for it.
+    granted[6] = 0x81;
+    seeds.push(after(granted).into_iter().chain([0x80, 0, 1, 7, 1, 0]).collect());
     let payload = Fact { at_ms: 1, kind: Some(Kind::ClusterCreated(ClusterCreated::default())) }.encode_to_vec();
     let length = (payload.len() as u16).to_le_bytes();
     seeds.push([1].into_iter().chain(length).chain(payload).collect());

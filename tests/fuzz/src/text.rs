@@ -15,14 +15,17 @@ pub fn run(data: &[u8]) {
         Ok(token) => {
             assert_eq!(token.to_string().parse(), Ok(token), "{text:?}");
             assert_eq!(token.as_u64().to_string().parse(), Ok(token), "{text:?}");
-            assert_eq!(Token::new(token.generation(), token.epoch()), Some(token), "{text:?}");
+            let parts = text.strip_prefix('g').and_then(|rest| rest.split_once(".e"));
+            let read = parts.map(|(generation, epoch)| (generation.parse(), epoch.parse()));
+            assert!(read.is_none_or(|read| read == (Ok(token.generation()), Ok(token.epoch()))), "{text:?}");
         }
         Err(message) => assert!(message.contains(text), "{message:?} does not name {text:?}"),
     }
     match text.parse::<Lsn>() {
         Ok(lsn) => {
             assert_eq!(lsn.to_string().parse(), Ok(lsn), "{text:?}");
-            assert_eq!(Lsn::new(lsn.index(), lsn.ordinal()), lsn, "{text:?}");
+            let (index, ordinal) = text.split_once('.').unwrap_or((text, "0"));
+            assert_eq!((index.parse(), ordinal.parse()), (Ok(lsn.index().0), Ok(lsn.ordinal())), "{text:?}");
         }
         Err(message) => assert!(message.contains(text), "{message:?} does not name {text:?}"),
     }
@@ -65,6 +68,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "42",
         "42.0",
         "281474976710655.65535",
+        "281474976710656",
+        "281474976710655.65536",
+        "18446744073709551616",
+        "g1.e281474976710656",
         "prod/orders",
         "jfk",
         "-jfk",
