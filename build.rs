@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 /// Files that define a service or a root message; what they import comes along.
-const ROOTS: [&str; 8] = [
+const ROOTS: [&str; 9] = [
     "fencepost/v1/checkpoint.proto",
     "fencepost/v1/cluster.proto",
     "fencepost/v1/commit.proto",
@@ -14,6 +14,7 @@ const ROOTS: [&str; 8] = [
     "fencepost/v1/maintenance.proto",
     "fencepost/v1/pipeline.proto",
     "fencepost/log/v1/fact.proto",
+    "fencepost/log/v1/state.proto",
 ];
 
 #[allow(clippy::disallowed_methods)] // The door to the file system is the server's, not the build's.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fencepost::LogIndex;
 use fencepost_server::clock::{Clock, random_id};
 use fencepost_server::disk::RealDisk;
-use fencepost_server::log::{EntryBuilder, Log, LogConfig};
+use fencepost_server::log::{EntryBuilder, Log, LogConfig, Room};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
@@ -44,7 +44,7 @@ impl Target for FencepostLog {
         let mut builder = EntryBuilder::new(*next);
         builder.push(payload);
         let entry = builder.finish(LogIndex(next.0 - 1), 0);
-        self.log.reserve(entry.len_bytes()).expect("the disk has space");
+        self.log.reserve(entry.len_bytes(), Room::Ordinary).expect("the disk has space");
         *next = next.next();
         self.log.append(entry, move |result| {
             result.expect("the disk works");
@@ -160,7 +160,7 @@ fn with_log(dir: &Path, measure: impl Fn(&Arc<FencepostLog>) -> f64) -> f64 {
     let mut builder = EntryBuilder::new(LogIndex(1));
     builder.push(&vec![1; 8 << 20]);
     log.append(builder.finish(LogIndex::ZERO, 0), |_| ());
-    log.reserve(59 << 20).expect("the disk has space");
+    log.reserve(59 << 20, Room::Ordinary).expect("the disk has space");
     let target = Arc::new(FencepostLog { log, next: Mutex::new(LogIndex(2)) });
     let rate = measure(&target);
     drop(target);

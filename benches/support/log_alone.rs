@@ -7,7 +7,7 @@ use std::time::Instant;
 use fencepost::LogIndex;
 use fencepost_server::clock::{Clock, random_id};
 use fencepost_server::disk::RealDisk;
-use fencepost_server::log::{EntryBuilder, Log, LogConfig};
+use fencepost_server::log::{EntryBuilder, Log, LogConfig, Room};
 use tempfile::TempDir;
 
 use super::load::{Done, Load, Meter, cpu_time};
@@ -57,7 +57,7 @@ impl LogAlone {
         *last = based_on.next();
         let mut entry = EntryBuilder::new(*last);
         entry.push(payload);
-        self.log.reserve(EntryBuilder::len_bytes_max(1, payload.len())).expect("room in the log");
+        self.log.reserve(EntryBuilder::len_bytes_max(1, payload.len()), Room::Ordinary).expect("room in the log");
         self.log.append(entry.finish(based_on, 0), move |result| drop(done.send(result)));
     }
 }

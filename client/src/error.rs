@@ -67,6 +67,14 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         problem: String,
     },
+    /// What the caller gave to read from or write to failed. Nothing was changed on the server.
+    #[error("{what}: {cause}")]
+    Local {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        cause: String,
+    },
     /// The worker had lost its lease before the call.
     #[error(transparent)]
     Lost(#[from] Loss),
@@ -118,7 +126,7 @@ impl Error {
     pub fn applied(&self) -> Applied {
         match self {
             Error::Refused(refusal) => refusal.applied(),
-            Error::Unreachable { .. } | Error::Invalid { .. } | Error::Lost(_) => Applied::No,
+            Error::Unreachable { .. } | Error::Invalid { .. } | Error::Local { .. } | Error::Lost(_) => Applied::No,
             Error::Unanswered { .. }
             | Error::InDoubt { .. }
             | Error::CorruptAnswer { .. }
@@ -135,7 +143,7 @@ impl Error {
             // Asking again does not help where the wrong server would be asked.
             Error::InDoubt { cause, .. } if cause.action() == Action::Operator => Action::Operator,
             Error::Unanswered { .. } | Error::InDoubt { .. } => Action::ResolveThenRetry,
-            Error::Invalid { .. } => Action::Stop,
+            Error::Invalid { .. } | Error::Local { .. } => Action::Stop,
             Error::Lost(_) => Action::Reacquire,
             Error::CorruptAnswer { .. } | Error::RolledBack { .. } | Error::WrongCluster { .. } => Action::Operator,
         }

@@ -42,11 +42,14 @@ mod checkpoint;
 mod client;
 mod commit;
 mod error;
+mod history;
 mod lease;
 mod listing;
+mod maintenance;
 mod pipeline;
 mod resume;
 mod retry;
+mod rewind;
 mod rpc;
 mod stream;
 mod tail;
@@ -57,11 +60,18 @@ pub use client::{Client, ClientBuilder, Transport};
 pub use commit::{Commit, Committed, Outcome};
 pub use error::{Error, Refusal, Result};
 pub use fencepost::log::v1::{Fact, fact::Kind as FactKind};
-pub use fencepost::v1::{BranchInfo, GetStatusResponse as Status, LeaseInfo, PipelineInfo};
+pub use fencepost::v1::{
+    AuditRecord, BranchInfo, CompactResponse as Compacted, CreateSnapshotResponse as Snapshot,
+    GetStatusResponse as Status, ImportPipelineResponse as Imported, LeaseInfo, PipelineInfo, Savepoint,
+    audit_record::Action as AuditAction,
+};
 pub use fencepost::{Action, Applied, Lsn, Reason, Token};
+pub use history::{CreateSavepoint, DeleteSavepoint, Policy, SetPolicy};
 pub use lease::Loss;
 pub use listing::Listing;
+pub use maintenance::{Import, Progress, Work};
 pub use pipeline::{Branch, Pipeline};
 pub use resume::{Resume, Takeover};
+pub use rewind::{Fork, Forked, Rewind, RewindTo, Rewound};
 pub use tail::{FactStream, Tail};
 pub use worker::{Predecessor, Worker};

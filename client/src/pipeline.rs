@@ -36,6 +36,10 @@ impl Pipeline {
     pub fn branches(&self) -> Listing<v1::BranchInfo> {
         self.client.list_branches(self.name.clone(), false)
     }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
 }
 
 /// One independently progressing part of a pipeline. Only a name; nothing is sent to make one.
@@ -59,13 +63,18 @@ impl Branch {
     /// The newest committed checkpoint, or a `STATE_MISSING` refusal if there is none. Taking nothing, it can be old by
     /// the time it is looked at.
     pub async fn head(&self) -> Result<StoredCheckpoint> {
+        self.verified(self.get_head(false).await?)
+    }
+
+    /// The sequence of the head, or a `STATE_MISSING` refusal if there is none.
+    pub(crate) async fn head_sequence(&self) -> Result<u64> {
+        Ok(self.get_head(true).await?.unwrap_or_default().sequence)
+    }
+
+    async fn get_head(&self, without_state: bool) -> Result<Option<v1::StoredCheckpoint>> {
         let rpc = &self.client.shared.rpc;
-        let request = v1::GetHeadRequest {
-            cluster: None,
-            pipeline: self.pipeline.clone(),
-            branch: self.name.clone(),
-            without_state: false,
-        };
+        let (pipeline, branch) = (self.pipeline.clone(), self.name.clone());
+        let request = v1::GetHeadRequest { cluster: None, pipeline, branch, without_state };
         let answer = rpc
             .ask(
                 request,
@@ -73,7 +82,7 @@ impl Branch {
                 |channel, request| async move { checkpoints(channel).get_head(request).await },
             )
             .await?;
-        self.verified(answer.head)
+        Ok(answer.head)
     }
 
     /// The checkpoint of that sequence.

@@ -181,6 +181,16 @@ pub(crate) fn logs(channel: Channel) -> v1::log_service_client::LogServiceClient
     v1::log_service_client::LogServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
+/// The service that changes and tells the history of pipelines.
+pub(crate) fn pipelines(channel: Channel) -> v1::pipeline_service_client::PipelineServiceClient<Channel> {
+    v1::pipeline_service_client::PipelineServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// The service for long work on the store.
+pub(crate) fn maintenance(channel: Channel) -> v1::maintenance_service_client::MaintenanceServiceClient<Channel> {
+    v1::maintenance_service_client::MaintenanceServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
 /// Whom this client speaks to: the cluster of the first answer, and the highest generation of all answers. Neither ever
 /// goes back.
 #[derive(Debug)]
@@ -264,6 +274,18 @@ calls! {
     ListCheckpointsRequest => ListCheckpointsResponse,
     ListPipelinesRequest => ListPipelinesResponse,
     ListBranchesRequest => ListBranchesResponse,
+    GetPolicyRequest => GetPolicyResponse,
+    SetPolicyRequest => SetPolicyResponse,
+    CreateSavepointRequest => CreateSavepointResponse,
+    ListSavepointsRequest => ListSavepointsResponse,
+    DeleteSavepointRequest => DeleteSavepointResponse,
+    RewindRequest => RewindResponse,
+    ForkRequest => ForkResponse,
+    ListAuditRequest => ListAuditResponse,
+    CompactRequest => CompactResponse,
+    CreateSnapshotRequest => CreateSnapshotResponse,
+    ExportPipelineRequest => ExportPipelineResponse,
+    ImportPipelineRequest => ImportPipelineResponse,
 }
 
 impl Question for v1::GetStatusRequest {

@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fencepost::log::v1::Fact;
-use fencepost::log::v1::fact::Kind;
 use fencepost::{Lsn, v1};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -39,10 +38,11 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// From the fact at `lsn` on. [`Lsn::ZERO`]: from the oldest that is kept. To go on after a fact that has been seen, use
-    /// [`Lsn::next`] of it.
+    /// From the fact at `lsn` on, none left out; `COMPACTED` if some are gone by then. [`Lsn::ZERO`]: from the beginning, as
+    /// far as compaction has left it. To go on after a fact that has been seen, use [`Lsn::next`] of it.
     pub fn from(lsn: Lsn) -> Tail {
-        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), ..Default::default() } }
+        let allow_gaps = lsn == Lsn::ZERO;
+        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), allow_gaps, ..Default::default() } }
     }
 
     /// Only facts about this pipeline.
@@ -248,11 +248,8 @@ struct NobodyReads;
 
 /// About how much memory a fact takes.
 fn size(fact: &Fact) -> usize {
-    let Some(Kind::Committed(committed)) = &fact.kind else { return 1_024 };
-    let branches = committed.branches.iter().map(|moved| {
-        let payload =
-            moved.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len());
-        512 + payload
+    let checkpoints = fact.checkpoints().map(|(_, _, checkpoint)| {
+        512 + checkpoint.map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len())
     });
-    512 + branches.sum::<usize>()
+    1_024 + checkpoints.sum::<usize>()
 }

@@ -27,6 +27,12 @@ pub struct Config {
     pub connections_max: usize,
     /// TTL of a lease whose holder asks for none.
     pub lease_ttl_default_ms: u64,
+    /// Bytes that compaction reads and writes in a second, as long as it does not fall behind. 0: as many as it can.
+    pub compaction_bytes_per_second: u64,
+    /// Bytes of old segments that are read and checked in a second. 0: they are not.
+    pub scrub_bytes_per_second: u64,
+    /// How long that rests after all of them were checked.
+    pub scrub_every_ms: u64,
 }
 
 impl Default for Config {
@@ -40,6 +46,9 @@ impl Default for Config {
             request_bytes_max: 8 << 20,
             connections_max: 10_000,
             lease_ttl_default_ms: 30_000,
+            compaction_bytes_per_second: 64 << 20,
+            scrub_bytes_per_second: 4 << 20,
+            scrub_every_ms: 24 * 3_600_000,
         }
     }
 }
@@ -72,7 +81,10 @@ impl Config {
         bound("in_flight_bytes_max", self.in_flight_bytes_max as u64, self.request_bytes_max as u64, 1 << 40)?;
         bound("connections_max", self.connections_max as u64, 1, 1_000_000)?;
         let (ttl_min, ttl_max) = (limits::TTL_MIN.as_millis() as u64, limits::TTL_MAX.as_millis() as u64);
-        bound("lease_ttl_default_ms", self.lease_ttl_default_ms, ttl_min, ttl_max)
+        bound("lease_ttl_default_ms", self.lease_ttl_default_ms, ttl_min, ttl_max)?;
+        bound("compaction_bytes_per_second", self.compaction_bytes_per_second, 0, 1 << 40)?;
+        bound("scrub_bytes_per_second", self.scrub_bytes_per_second, 0, 1 << 40)?;
+        bound("scrub_every_ms", self.scrub_every_ms, 0, 366 * 24 * 3_600_000)
     }
 
     /// The largest entry of the log that can come about: a batch just short of its bound, and one more request.
@@ -93,8 +105,20 @@ pub mod limits {
     pub const FINGERPRINT_BYTES_MAX: usize = 64;
     /// Branches in a commit.
     pub const BRANCHES_MAX: usize = 128;
-    /// Reason of a resume, in bytes.
+    /// Reason of a resume or of a change of a pipeline's history, in bytes.
     pub const REASON_BYTES_MAX: usize = 1 << 10;
+    /// Who asked for a change of a pipeline's history, in characters.
+    pub const ACTOR_CHARS_MAX: usize = 128;
+    /// Newest checkpoints of each branch that a policy can keep.
+    pub const KEEP_LAST_MAX: u64 = 1_000_000;
+    /// Newest checkpoints of each branch that a policy keeps that does not say how many.
+    pub const KEEP_LAST_DEFAULT: u64 = 10;
+    /// How long a policy that does not say keeps who did what and why.
+    pub const AUDIT_FOR_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+    /// Longest time that a policy can name: ten years.
+    pub const POLICY_AGE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+    /// Savepoints of a pipeline.
+    pub const SAVEPOINTS_MAX: usize = 10_000;
     /// Leases in a keepalive.
     pub const KEEPALIVE_LEASES_MAX: usize = 10_000;
     /// Sessions on a commit stream at a time.

@@ -14,7 +14,11 @@ pub mod state;
 
 pub mod index;
 
+pub mod upkeep;
+
 pub mod sequencer;
+
+pub mod ops;
 
 pub mod service;
 

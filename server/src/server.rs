@@ -1,14 +1,14 @@
 //! A whole server: opens the data directory, makes the state from the log, wires the parts, serves, and stops them in
 //! reverse order.
 
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fencepost::log::v1::ClusterCreated;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{ClusterCreated, Fact};
 use fencepost::{LogIndex, Lsn};
-use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio_stream::Stream;
@@ -19,11 +19,14 @@ use crate::clock::{Clock, random_id};
 use crate::config::{Config, ConfigError};
 use crate::disk::{Disk, RealDisk};
 use crate::error::Refusal;
-use crate::index::Index;
-use crate::log::{EntryBuilder, Log, LogConfig, LogError, OpenError, ReadError};
+use crate::index::{ColdIndex, ColdSettings, Index};
+use crate::log::{Log, LogConfig, LogError, OpenError};
+use crate::ops::{self, BadSnapshot};
 use crate::sequencer::{Sequencer, SequencerConfig, SequencerThread};
 use crate::service::{self, Backend};
-use crate::state::{Inconsistent, State};
+use crate::state::State;
+use crate::upkeep::hot_state::{self, Unusable};
+use crate::upkeep::{self, ReplayError, Upkeep};
 
 /// How long requests in hand may take after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,20 +40,15 @@ pub enum ServerError {
     /// The data directory cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A fact could not be read at start-up.
-    #[error("the log cannot be read: {0}")]
-    Read(#[from] ReadError),
-    /// A fact does not decode.
-    #[error("the fact at LSN {lsn} does not decode ({cause}): it was written by a newer version, or by other software")]
-    Undecodable {
-        /// Where.
-        lsn: Lsn,
-        /// What the decoder says.
-        cause: prost::DecodeError,
-    },
-    /// The facts contradict each other.
+    /// The log does not give a state.
     #[error(transparent)]
-    Inconsistent(#[from] Inconsistent),
+    Replay(#[from] ReplayError),
+    /// A restore into the data directory was cut short.
+    #[error(transparent)]
+    Unfinished(#[from] BadSnapshot),
+    /// The log ends before the state that was made from it.
+    #[error("{0}")]
+    LogEndsEarly(Unusable),
     /// The first fact could not be written.
     #[error("the new log in {data_dir} cannot be written: {cause}")]
     Create {
@@ -101,12 +99,15 @@ impl Server {
             entry_bytes_max: config.entry_bytes_max() as u64,
             write_bytes_max: config.batch_bytes_max,
         };
+        ops::restore::check_finished(&*disk, &config.data_dir)?;
         let log_dir = config.data_dir.join("log");
-        let log = Arc::new(Log::open(disk, &log_dir, log_config, clock.clone(), random_id())?);
+        let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }
-        let (state, index) = replay(&log, &clock)?;
+        let (state, index) = start_up(&disk, &config.data_dir, &log, &clock)?;
+        let needed = index.horizon();
+        let cold = ColdIndex::start(config.data_dir.join("index"), log.log_id(), needed, ColdSettings::default());
         let sequencer_config = SequencerConfig {
             batch_bytes_max: config.batch_bytes_max,
             entry_bytes_max: config.entry_bytes_max(),
@@ -115,9 +116,24 @@ impl Server {
         let (sequencer, sequencer_thread) =
             Sequencer::start(state, index, Arc::clone(&log), sequencer_config, clock.clone())
                 .map_err(|cause| ServerError::Io { what: "the sequencer's thread cannot start".to_owned(), cause })?;
+        let upkeep = {
+            let (log, cold, clock, data_dir) = (Arc::clone(&log), cold.clone(), clock.clone(), config.data_dir.clone());
+            let store = upkeep::Store { disk: Arc::clone(&disk), data_dir, log, cold, clock };
+            let settings = upkeep::Settings {
+                segment_bytes: config.segment_bytes,
+                compaction_bytes_per_second: config.compaction_bytes_per_second,
+                scrub_bytes_per_second: config.scrub_bytes_per_second,
+                scrub_every: Duration::from_millis(config.scrub_every_ms),
+            };
+            let sequencer = sequencer.clone();
+            Upkeep::start(store, settings, Box::new(move |index| sequencer.forget_through(index)))
+        };
+        let upkeep = upkeep.map_err(|cause| ServerError::Io { what: "upkeep cannot start".to_owned(), cause })?;
+        let upkeep = Arc::new(upkeep);
         let started = clock.now();
         let (stopping_sender, stopping) = watch::channel(false);
-        let backend = Backend { sequencer, log, config: Arc::new(config), clock, started, stopping };
+        let backend =
+            Backend { sequencer, disk, log, cold, upkeep, config: Arc::new(config), clock, started, stopping };
         Ok(Server { backend, sequencer_thread, stopping: stopping_sender })
     }
 
@@ -162,9 +178,10 @@ impl Server {
         self.close().await;
         match (failure, end) {
             (Some(failure), _) => Err(ServerError::LogFailed(failure)),
-            (None, End::Asked) => Ok(()),
+            // Where no connection can come any more, nobody is left to ask.
+            (None, End::Asked | End::Transport(Ok(Ok(())))) => Ok(()),
             (None, End::Transport(Ok(Err(cause)))) => Err(cause.into()),
-            (None, End::Failed | End::Transport(_)) => Err(ServerError::Panicked),
+            (None, End::Failed | End::Transport(Err(_))) => Err(ServerError::Panicked),
         }
     }
 
@@ -173,7 +190,9 @@ impl Server {
     pub async fn close(self) {
         let Server { backend, sequencer_thread, .. } = self;
         let closing = tokio::task::spawn_blocking(move || {
+            backend.upkeep.stop();
             sequencer_thread.stop();
+            backend.cold.stop();
             backend.log.close();
         });
         match tokio::time::timeout(GRACE, closing).await {
@@ -215,33 +234,41 @@ fn transport(connections_max: usize) -> tonic::transport::Server {
 
 /// The first fact of a new log names the cluster.
 fn create_cluster(log: &Log, config: &Config, clock: &Clock) -> Result<(), ServerError> {
-    let created = ClusterCreated { cluster_id: log.log_id().to_string(), generation: 1 };
-    let fact = Fact { at_ms: clock.wall_ms(), kind: Some(Kind::ClusterCreated(created)) };
-    let mut entry = EntryBuilder::new(LogIndex::ZERO.next());
-    entry
-        .push_with(fact.encoded_len(), |buffer| fact.encode(buffer).expect("a growing buffer has room for every fact"));
-    let (done_sender, done) = std::sync::mpsc::channel();
-    log.append(entry.finish(LogIndex::ZERO, 0), Box::new(move |result| drop(done_sender.send(result))));
     let (dir, cluster_id) = (config.data_dir.display(), log.log_id());
     tracing::warn!(
         "made a new, empty store in {dir}: cluster {cluster_id}. If it should have had data, stop and look for it"
     );
-    let result = done.recv().expect("the log answers every append");
-    result.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
+    let created = ClusterCreated { cluster_id: cluster_id.to_string(), generation: 1 };
+    let appended = ops::append(log, clock, Kind::ClusterCreated(created));
+    appended.map(drop).map_err(|cause| ServerError::Create { data_dir: config.data_dir.clone(), cause })
 }
 
-/// Makes state and index from the log.
-fn replay(log: &Log, clock: &Clock) -> Result<(State, Index), ServerError> {
+/// The state at the end of the log, and the index of what the state file does not cover: from that file and what the log has
+/// behind it, or, without one, from the whole log.
+fn start_up(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log, clock: &Clock) -> Result<(State, Index), ServerError> {
     let begun = clock.now();
-    let (mut state, mut index, mut facts) = (State::default(), Index::default(), 0_u64);
-    for fact in log.scan(Lsn::ZERO) {
-        let (lsn, payload) = fact?;
-        let fact = Fact::decode(payload).map_err(|cause| ServerError::Undecodable { lsn, cause })?;
-        state.apply(lsn, &fact)?;
-        index.feed(lsn, &fact);
-        facts += 1;
-    }
+    let loaded = match hot_state::load(disk, data_dir, log) {
+        Ok(state) => Some(state),
+        Err(early @ Unusable::LogEndsEarly { .. }) => return Err(ServerError::LogEndsEarly(early)),
+        Err(Unusable::Absent) => None,
+        Err(unusable) => {
+            tracing::warn!("the file with the hot state is made again from the log: {unusable}");
+            None
+        }
+    };
+    let from_file = loaded.as_ref().map(State::applied);
+    // What is sealed is the index's on disk; without a state file it may be much, and it is not kept in memory.
+    let after = from_file.unwrap_or_else(|| Lsn::new(log.sealed_through(), u16::MAX));
+    let (mut state, mut index) = (loaded.unwrap_or_default(), Index::after(after));
+    let facts = upkeep::replay(log, &mut state, log.last_index(), |lsn, fact| {
+        if lsn > after {
+            index.feed(lsn, fact);
+        }
+        ControlFlow::Continue(())
+    })?;
     let elapsed_ms = clock.now().since(begun).as_millis() as u64;
-    tracing::info!(cluster = state.cluster_id(), generation = state.generation(), facts, elapsed_ms, "log replayed");
+    let (cluster, generation) = (state.cluster_id(), state.generation());
+    let from_file = from_file.map_or_else(|| "none".to_owned(), |lsn| lsn.to_string());
+    tracing::info!(cluster, generation, state_file = from_file, facts, elapsed_ms, "log replayed");
     Ok((state, index))
 }

@@ -12,19 +12,11 @@ fn nth(branch: &str, sequence: u64) -> GetCheckpointRequest {
     GetCheckpointRequest { pipeline: ORDERS.to_owned(), branch: branch.to_owned(), sequence, ..Default::default() }
 }
 
-/// A branch with so many commits.
-async fn with_history(store: &Store, branch: &str, commits: u64) -> u64 {
-    let token = store.take(branch).await;
-    for sequence in 1..=commits {
-        store.commit(commit(branch, token, sequence)).await.unwrap();
-    }
-    token
-}
-
 #[tokio::test]
-async fn every_checkpoint_stays_readable() {
+async fn every_checkpoint_that_is_kept_stays_readable() {
     let store = Store::open().await;
-    with_history(&store, "main", 30).await;
+    store.keep_last(30).await;
+    store.with_history("main", 30).await;
     for sequence in 1..=30 {
         let read = store.checkpoints().get_checkpoint(nth("main", sequence)).await.unwrap().into_inner();
         let stored = read.checkpoint.unwrap();
@@ -37,7 +29,7 @@ async fn every_checkpoint_stays_readable() {
 #[tokio::test]
 async fn the_state_can_be_left_out() {
     let store = Store::open().await;
-    with_history(&store, "main", 1).await;
+    store.with_history("main", 1).await;
     let bare = GetHeadRequest { without_state: true, ..head("main") };
     let of_head = store.checkpoints().get_head(bare).await.unwrap().into_inner().head.unwrap();
     let bare = GetCheckpointRequest { without_state: true, ..nth("main", 1) };
@@ -58,7 +50,7 @@ async fn what_is_not_there_is_named() {
         status.message().to_owned()
     };
     assert!(message(head("main")).await.contains("no pipeline 'prod/orders'"));
-    with_history(&store, "main", 2).await;
+    store.with_history("main", 2).await;
     assert!(message(head("other")).await.contains("no branch 'other'"));
     store.take("empty").await;
     assert!(message(head("empty")).await.contains("branch 'empty' of 'prod/orders' has no checkpoint"));
@@ -75,7 +67,8 @@ async fn what_is_not_there_is_named() {
 #[tokio::test]
 async fn checkpoints_are_listed_newest_first_in_pages_without_gap_or_overlap() {
     let store = Store::open().await;
-    with_history(&store, "main", 205).await;
+    store.keep_last(205).await;
+    store.with_history("main", 205).await;
     for (page_size, pages) in [(1, 205), (7, 30), (41, 5), (204, 2), (205, 1), (1_000, 1), (0, 3)] {
         let (mut seen, mut before_sequence, mut calls) = (Vec::new(), 0, 0);
         loop {
@@ -209,7 +202,7 @@ async fn branches_are_listed_across_pipelines_in_pages() {
 #[tokio::test]
 async fn a_pipeline_counts_its_commits() {
     let store = Store::open().await;
-    with_history(&store, "main", 3).await;
+    store.with_history("main", 3).await;
     let page = store.checkpoints().list_pipelines(ListPipelinesRequest::default()).await.unwrap().into_inner();
     let info = &page.pipelines[0];
     assert_eq!((info.branches, info.leases, info.commits), (1, 1, 3));

@@ -6,15 +6,20 @@
 // A test that cannot go on ends where it is.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod catalogue;
 mod checkpoint;
 mod cluster;
 mod commit;
+mod fork;
 mod hostile;
 mod lease;
 mod limits;
+mod policy;
 mod questions;
 mod resolve;
+mod rewind;
+mod savepoint;
 mod stream;
 mod support;
 mod tail;

@@ -9,9 +9,11 @@ use fencepost::v1::cluster_service_client::ClusterServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
 use fencepost::v1::lease_service_client::LeaseServiceClient;
 use fencepost::v1::log_service_client::LogServiceClient;
+use fencepost::v1::pipeline_service_client::PipelineServiceClient;
 use fencepost::v1::{
-    BranchCommit, Checkpoint, CommitRequest, CommitResponse, GetHeadRequest, GetStatusRequest, LeaseRef, OnMissing,
-    ResumeRequest, ResumeResponse, StoredCheckpoint, TailFact, TailRequest,
+    BranchCommit, Checkpoint, CommitRequest, CommitResponse, CreateSavepointRequest, GetCheckpointRequest,
+    GetHeadRequest, GetStatusRequest, LeaseRef, OnMissing, Policy, ResumeRequest, ResumeResponse, RewindRequest,
+    RewindResponse, Savepoint, SetPolicyRequest, StoredCheckpoint, TailFact, TailRequest, rewind_request,
 };
 use fencepost::{Action, ERROR_DOMAIN, Reason};
 use fencepost_server::config::Config;
@@ -65,6 +67,10 @@ impl Store {
         CheckpointServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
+    pub(crate) fn pipelines(&self) -> PipelineServiceClient<Channel> {
+        PipelineServiceClient::new(self.channel())
+    }
+
     pub(crate) fn logs(&self) -> LogServiceClient<Channel> {
         LogServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
@@ -99,6 +105,38 @@ impl Store {
 
     pub(crate) async fn stored_head(&self, branch: &str) -> StoredCheckpoint {
         self.checkpoints().get_head(head(branch)).await.unwrap().into_inner().head.unwrap()
+    }
+
+    /// Takes a branch and commits it so often; returns its token.
+    pub(crate) async fn with_history(&self, branch: &str, commits: u64) -> u64 {
+        let token = self.take(branch).await;
+        for sequence in 1..=commits {
+            self.commit(commit(branch, token, sequence)).await.unwrap();
+        }
+        token
+    }
+
+    /// Sets how many checkpoints of each branch of [`ORDERS`] are kept.
+    pub(crate) async fn keep_last(&self, keep_last: u64) {
+        self.pipelines().set_policy(keep(Policy { keep_last, ..Policy::default() })).await.unwrap();
+    }
+
+    pub(crate) async fn checkpoint(&self, branch: &str, sequence: u64) -> Result<StoredCheckpoint, Status> {
+        let request = GetCheckpointRequest {
+            pipeline: ORDERS.to_owned(),
+            branch: branch.to_owned(),
+            sequence,
+            ..GetCheckpointRequest::default()
+        };
+        Ok(self.checkpoints().get_checkpoint(request).await?.into_inner().checkpoint.unwrap())
+    }
+
+    pub(crate) async fn rewind(&self, request: RewindRequest) -> Result<RewindResponse, Status> {
+        Ok(self.pipelines().rewind(request).await?.into_inner())
+    }
+
+    pub(crate) async fn create_savepoint(&self, request: CreateSavepointRequest) -> Result<Savepoint, Status> {
+        Ok(self.pipelines().create_savepoint(request).await?.into_inner().savepoint.unwrap())
     }
 
     /// Every fact that matches, up to what is durable now.
@@ -173,6 +211,43 @@ pub(crate) fn checkpoint(position: &str) -> Checkpoint {
 
 pub(crate) fn head(branch: &str) -> GetHeadRequest {
     GetHeadRequest { pipeline: ORDERS.to_owned(), branch: branch.to_owned(), ..GetHeadRequest::default() }
+}
+
+/// Sets the policy of [`ORDERS`].
+pub(crate) fn keep(policy: Policy) -> SetPolicyRequest {
+    SetPolicyRequest { pipeline: ORDERS.to_owned(), policy: Some(policy), ..SetPolicyRequest::default() }
+}
+
+/// Sets a branch of [`ORDERS`] back.
+pub(crate) fn rewind(branch: &str, expected_head: u64, sequence: u64) -> RewindRequest {
+    RewindRequest {
+        pipeline: ORDERS.to_owned(),
+        branch: branch.to_owned(),
+        to: Some(rewind_request::To::Sequence(sequence)),
+        expected_head,
+        actor: "ops".to_owned(),
+        reason: "bad input".to_owned(),
+        ..RewindRequest::default()
+    }
+}
+
+/// Sets a branch of [`ORDERS`] back to a savepoint.
+pub(crate) fn rewind_to(branch: &str, expected_head: u64, savepoint: &str) -> RewindRequest {
+    let to = Some(rewind_request::To::Savepoint(savepoint.to_owned()));
+    RewindRequest { to, ..rewind(branch, expected_head, 0) }
+}
+
+/// Names a checkpoint of [`ORDERS`].
+pub(crate) fn name(name: &str, branch: &str, sequence: u64) -> CreateSavepointRequest {
+    CreateSavepointRequest {
+        pipeline: ORDERS.to_owned(),
+        name: name.to_owned(),
+        branch: branch.to_owned(),
+        sequence,
+        actor: "ops".to_owned(),
+        reason: "before the release".to_owned(),
+        ..CreateSavepointRequest::default()
+    }
 }
 
 pub(crate) fn lease(branch: &str, token: u64) -> LeaseRef {

@@ -6,7 +6,7 @@ use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::sim::SimDisk;
 use fencepost_server::log::{Inspector, Tail, verify};
 
-use crate::workload::{dir, open, payloads, run, segment};
+use crate::workload::{dense, dir, open, payloads, run, segment};
 
 const SEED: u64 = 4;
 
@@ -35,7 +35,7 @@ fn outcome(disk: &SimDisk, last: u64, what: &str) -> Outcome {
     for entry in log.entries(LogIndex(1)) {
         let Ok(entry) = entry else { return Outcome::NotRead };
         assert_eq!((entry.index, entry.term), (LogIndex(due), 3), "{what}");
-        assert_eq!(entry.facts, payloads(SEED, due), "{what}");
+        assert_eq!(dense(entry.facts), payloads(SEED, due), "{what}");
         due += 1;
     }
     assert_eq!(due - 1, last, "{what}: opened as if nothing was wrong");

@@ -88,11 +88,12 @@ fn a_damaged_header_is_refused_in_every_segment() {
 #[test]
 fn a_segment_of_another_log_number_or_place_is_refused() {
     type Change = fn(&mut [u8]);
-    let changes: [(&str, Change); 4] = [
+    let changes: [(&str, Change); 5] = [
         ("is of log", |header| header[16] ^= 1),
-        ("holds segment 7", |header| header[32] = 7),
+        ("holds segment 7", |header| (header[32], header[64]) = (7, 7)),
         ("begins with entry", |header| header[40] ^= 1),
         ("of group 1", |header| header[12] = 1),
+        ("holds an export", |header| header[56] = 2),
     ];
     for (words, change) in changes {
         let disk = three_segments();
@@ -172,9 +173,9 @@ fn an_unsealed_segment_with_a_successor_is_refused() {
 #[test]
 fn a_newer_format_is_refused_by_name() {
     let disk = three_segments();
-    rewrite_header(&disk, 3, |header| header[8] = 2);
+    rewrite_header(&disk, 3, |header| header[8] = 3);
     let error = open(&disk).unwrap_err();
-    assert!(matches!(error, OpenError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerFormat { found: 3, supported: 2, .. }), "{error}");
     assert!(verify(&disk, &dir(), &mut ()).is_err());
 }
 

@@ -1,11 +1,13 @@
 //! A log on a simulated disk, the entries that are put into it, and the comparison of what comes back.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fencepost::LogIndex;
+use bytes::Bytes;
+use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::sim::{Random, SimDisk};
-use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError};
+use fencepost_server::log::{Entries, Entry, EntryBuilder, InlineLog, LogConfig, LogError, OpenError, ReadEntry};
 use uuid::Uuid;
 
 /// The identity of all logs here.
@@ -93,10 +95,19 @@ pub(crate) fn check(log: &InlineLog, seed: u64) -> u64 {
         let entry = entry.unwrap();
         last += 1;
         assert_eq!((entry.index, entry.based_on, entry.term), (LogIndex(last), LogIndex(last - 1), 3));
-        assert_eq!(entry.facts, payloads(seed, last), "entry {last}");
+        assert_eq!(dense(entry.facts), payloads(seed, last), "entry {last}");
     }
     assert_eq!(last, log.last_index().0);
     last
+}
+
+/// The payloads of an entry that nothing was taken from.
+pub(crate) fn dense(facts: Vec<(u16, Bytes)>) -> Vec<Vec<u8>> {
+    let payload = |(due, (ordinal, payload)): (u16, (u16, Bytes))| {
+        assert_eq!(ordinal, due);
+        payload.to_vec()
+    };
+    (0..).zip(facts).map(payload).collect()
 }
 
 /// Opens what a crash left, checks it against what was promised, and goes on with it. Answers the last entry found.
@@ -113,4 +124,35 @@ pub(crate) fn recover(image: &SimDisk, seed: u64, progress: Progress, what: &str
     let log = open(&image.crash_image(fencepost_server::disk::sim::Survivors::Synced)).unwrap();
     assert_eq!(check(&log, seed), found + 2, "{what}: what is appended afterwards stays");
     found
+}
+
+/// All facts of a log, in order.
+pub(crate) type Facts = Vec<(Lsn, Vec<u8>)>;
+
+/// The pace of somebody who is in no hurry and never stops.
+pub(crate) fn go_on(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// A log with four sealed segments.
+pub(crate) fn log_of_five_segments() -> SimDisk {
+    let disk = SimDisk::new();
+    run(&disk, 4, 26);
+    assert!(disk.bytes(&segment(5)).is_some(), "the workload fills four segments");
+    disk
+}
+
+/// The facts of entries, of the standard workload.
+pub(crate) fn facts_of(entries: Entries) -> Facts {
+    let facts = |entry: ReadEntry| {
+        assert_eq!((entry.based_on.0, entry.term), (entry.index.0 - 1, 3));
+        let index = entry.index;
+        entry.facts.into_iter().map(move |(ordinal, payload)| (Lsn::new(index, ordinal), payload.to_vec()))
+    };
+    entries.flat_map(|entry| facts(entry.unwrap())).collect()
+}
+
+/// All facts of a log.
+pub(crate) fn facts(log: &InlineLog) -> Facts {
+    facts_of(log.entries(LogIndex(1)))
 }

@@ -1,5 +1,7 @@
 //! Work that is done once under its id, however long ago that was.
 
+use fencepost::v1::pipeline_service_client::PipelineServiceClient;
+use fencepost::v1::{Policy, SetPolicyRequest};
 use fencepost_client::{Checkpoint, Commit, Resume};
 
 use crate::job::{Job, PIPELINE, ended_with};
@@ -11,9 +13,13 @@ const BRANCHES: usize = 100;
 /// More than one page of the history.
 const ON_MAIN: usize = 150;
 
-/// Work that was done on `main` under the id `long-ago`, and then so many commits that no server remembers the id.
-async fn job_with_a_past() -> Job {
+/// Work that was done on `main` under the id `long-ago`, and then so many commits that an id which the server does not know may
+/// be one that it forgot.
+async fn job_with_a_past(keep_last: u64) -> Job {
     let job = Job::new().await;
+    let policy = Some(Policy { keep_last, ..Policy::default() });
+    let request = SetPolicyRequest { pipeline: PIPELINE.to_owned(), policy, ..SetPolicyRequest::default() };
+    PipelineServiceClient::new(job.server.channel().await).set_policy(request).await.unwrap();
     let worker = job.branch().await.resume(Resume::new("earlier").start_fresh()).await.unwrap();
     Commit::of([(&worker, Checkpoint::at("1"))]).id("long-ago@main").send().await.unwrap();
     for i in 0..ON_MAIN {
@@ -33,14 +39,14 @@ async fn job_with_a_past() -> Job {
         });
     }
     others.join_all().await;
-    let forgotten = client.resolve_commit(PIPELINE, "long-ago@main", None).await.unwrap_err();
-    assert_eq!(forgotten.reason(), Some(fencepost_client::Reason::DedupeWindowExceeded));
+    let unknown = client.resolve_commit(PIPELINE, "today@main", None).await.unwrap_err();
+    assert_eq!(unknown.reason(), Some(fencepost_client::Reason::DedupeWindowExceeded));
     job
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_the_server_forgot_is_found_in_the_history() {
-    let job = job_with_a_past().await;
+async fn an_id_beyond_the_window_is_found_as_long_as_its_checkpoint_is_kept() {
+    let job = job_with_a_past(1_000).await;
     let done = job.ended(&["--commit-id", "long-ago"], "touch ran; echo 200").await;
     ended_with(&done, 0, &["'long-ago@main' was committed before", "nothing to do"]);
     assert!(!job.trace("ran").exists());
@@ -54,4 +60,13 @@ async fn an_id_that_the_server_forgot_is_found_in_the_history() {
     // Where nothing was ever committed there is no history to look at.
     let fresh = ["--commit-id", "first", "--branch", "new", "--start-fresh"];
     ended_with(&job.ended(&fresh, "echo 1").await, 0, &["prod/job/new committed sequence 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_may_have_been_done_is_not_done_again() {
+    let job = job_with_a_past(5).await;
+    let done = job.ended(&["--commit-id", "today"], "touch ran; echo 200").await;
+    ended_with(&done, 74, &["cannot be told", "The program was not started"]);
+    assert!(!job.trace("ran").exists());
+    job.is_tidy().await;
 }

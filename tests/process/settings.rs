@@ -58,6 +58,9 @@ async fn every_setting_has_its_flag_its_variable_and_its_key() {
         ("request_bytes_max", "4194304", "4194304"),
         ("connections_max", "17", "17"),
         ("lease_ttl_default_ms", "5000", "5000"),
+        ("compaction_bytes_per_second", "1048576", "1048576"),
+        ("scrub_bytes_per_second", "1024", "1024"),
+        ("scrub_every_ms", "60000", "60000"),
     ];
     let defaults = settings(None, &[], &[]).await;
     let known: Vec<&String> = defaults.as_object().unwrap().keys().collect();

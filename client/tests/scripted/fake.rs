@@ -21,6 +21,8 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::fake_history::HistoryScript;
+
 pub(crate) const PIPELINE: &str = "test/orders";
 pub(crate) const TTL_MS: u64 = 30_000;
 /// The least that a real server can be set to take in one message.
@@ -96,6 +98,7 @@ pub(crate) struct State {
     /// Where callers come from, if they come over a socket: of tails, and of resumes.
     pub(crate) callers: [Vec<Option<SocketAddr>>; 2],
     pub(crate) log: LogScript,
+    pub(crate) history: HistoryScript,
 }
 
 /// The log that tails read: facts at LSN 1 to `newest`.
@@ -145,6 +148,8 @@ impl Fake {
             .add_service(v1::checkpoint_service_server::CheckpointServiceServer::new(self.clone()))
             .add_service(v1::cluster_service_server::ClusterServiceServer::new(self.clone()))
             .add_service(v1::log_service_server::LogServiceServer::new(self.clone()))
+            .add_service(v1::pipeline_service_server::PipelineServiceServer::new(self.clone()))
+            .add_service(v1::maintenance_service_server::MaintenanceServiceServer::new(self.clone()))
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -205,14 +210,14 @@ impl Fake {
         self.state.subscribe().wait_for(condition).await.unwrap();
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut result = None;
         self.state.send_modify(|state| result = Some(change(state)));
         result.unwrap()
     }
 
     /// What the script has for a call of this kind; resolves at once if that is nothing.
-    async fn meet(&self, fates: impl FnOnce(&mut State) -> Option<CallFate>) -> Result<(), Status> {
+    pub(crate) async fn meet(&self, fates: impl FnOnce(&mut State) -> Option<CallFate>) -> Result<(), Status> {
         match self.change(fates) {
             None => Ok(()),
             Some(CallFate::Break) => Err(broken()),
@@ -274,11 +279,11 @@ pub(crate) fn fresh() -> Resume {
 
 impl State {
     #[allow(clippy::unnecessary_wraps, reason = "as every answer has it")]
-    fn header(&self) -> Option<v1::Header> {
+    pub(crate) fn header(&self) -> Option<v1::Header> {
         Some(v1::Header { cluster_id: self.cluster.clone(), generation: self.generation, lsn: 1 })
     }
 
-    fn grant(&mut self, branch: &str) -> u64 {
+    pub(crate) fn grant(&mut self, branch: &str) -> u64 {
         self.epoch += 1;
         let token = self.generation << 48 | self.epoch;
         self.branches.entry(branch.to_owned()).or_default().0 = token;
@@ -342,7 +347,7 @@ fn refusal(reason: &str, details: Vec<(&'static str, String)>) -> v1::Refusal {
     v1::Refusal { reason: reason.to_owned(), message: "refused by script".to_owned(), metadata: metadata(details) }
 }
 
-fn broken() -> Status {
+pub(crate) fn broken() -> Status {
     Status::unavailable("the connection broke")
 }
 
@@ -518,7 +523,8 @@ impl v1::cluster_service_server::ClusterService for Fake {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(v1::GetStatusResponse { header: self.see(State::header), ..Default::default() }))
+        let (header, durable_lsn) = self.see(|state| (state.header(), state.history.newest()));
+        Ok(Response::new(v1::GetStatusResponse { header, durable_lsn, ..Default::default() }))
     }
 }
 
@@ -531,6 +537,15 @@ impl v1::log_service_server::LogService for Fake {
         self.script(|state| state.callers[0].push(request.remote_addr()));
         let request = request.into_inner();
         self.script(|state| state.tails.push(request.clone()));
+        if let Some(facts) = self.see(|state| state.history.facts_from(&request)) {
+            let (header, next_lsn) = (self.see(State::header), self.see(|state| state.history.newest() + 1));
+            let message = v1::TailResponse {
+                header: header.map(|header| v1::Header { lsn: next_lsn - 1, ..header }),
+                facts,
+                next_lsn,
+            };
+            return Ok(Response::new(Box::pin(tokio_stream::once(Ok(message)))));
+        }
         if request.from_lsn == 0 {
             return Err(status(Reason::Compacted, vec![]));
         }

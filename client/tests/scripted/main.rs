@@ -7,5 +7,8 @@
 
 mod commits;
 mod fake;
+mod fake_history;
+mod history;
 mod leases;
+mod maintenance;
 mod reading;

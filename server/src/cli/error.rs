@@ -32,6 +32,13 @@ impl CliError {
         CliError::new(exit::UNAVAILABLE, format!("{what}: {cause}"))
     }
 
+    /// Of a change that must not be made twice: an unknown outcome has a code of its own.
+    pub(super) fn of_change(error: Error) -> CliError {
+        let is_unknown = matches!(error, Error::Unanswered { .. });
+        let failed = CliError::from(error);
+        CliError { code: if is_unknown { exit::IN_DOUBT } else { failed.code }, ..failed }
+    }
+
     /// Prints it to standard error, for a person or as one line of JSON.
     pub(super) fn report(self, output: &Output) -> ExitCode {
         if output.is_json() {
@@ -67,9 +74,9 @@ impl From<ServerError> for CliError {
             ServerError::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
             ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
             ServerError::Open(OpenError::Corrupt(_))
-            | ServerError::Read(_)
-            | ServerError::Undecodable { .. }
-            | ServerError::Inconsistent(_) => exit::INTEGRITY,
+            | ServerError::Replay(_)
+            | ServerError::Unfinished(_)
+            | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())
     }

@@ -7,13 +7,15 @@ use fencepost_client::Error;
 
 /// Refused for a reason that has no code of its own.
 pub(crate) const REFUSED: u8 = 1;
+/// The command line is wrong.
+pub(crate) const USAGE: u8 = 2;
 /// The stored or given data is damaged.
 pub(crate) const INTEGRITY: u8 = 65;
-/// There is no such pipeline, branch or checkpoint.
+/// There is no such pipeline, branch, checkpoint, savepoint or file.
 pub(crate) const NOT_FOUND: u8 = 66;
 /// No server could be reached, or it could not answer.
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// It is not known whether the commit was applied.
+/// It is not known whether the commit, rewind, fork or import was applied.
 pub(crate) const IN_DOUBT: u8 = 74;
 /// Somebody else holds the lease; try again later.
 pub(crate) const LEASE_HELD: u8 = 75;
@@ -29,9 +31,10 @@ Exit codes:
    1  refused, for a reason without a code of its own
    2  the command line is wrong
   65  stored or given data is damaged
-  66  no such pipeline, branch or checkpoint
+  66  no such pipeline, branch, checkpoint, savepoint or file
   69  unavailable: the server cannot be reached, cannot start, or refuses work for now
-  74  it is not known whether the commit was applied; `serve`: the log failed
+  74  it is not known whether the commit, rewind, fork or import was applied; `serve`: the log
+      failed
   75  somebody else holds the lease: try again later
   77  fenced: another worker has the branch now
   78  a setting is wrong
@@ -44,14 +47,16 @@ pub(super) fn code(error: &Error) -> u8 {
         Some(Reason::LeaseHeld) => return LEASE_HELD,
         Some(Reason::StateMissing) => return NOT_FOUND,
         Some(Reason::IntegrityMismatch | Reason::Corrupt | Reason::StoreRolledBack) => return INTEGRITY,
-        Some(Reason::NoSpace | Reason::RateLimited | Reason::ShuttingDown) => return UNAVAILABLE,
+        Some(
+            Reason::NoSpace | Reason::RateLimited | Reason::ShuttingDown | Reason::Importing | Reason::IndexRebuilding,
+        ) => return UNAVAILABLE,
         _ => {}
     }
     match error {
         Error::Lost(_) => FENCED,
         Error::InDoubt { .. } => IN_DOUBT,
         Error::CorruptAnswer { .. } | Error::RolledBack { .. } => INTEGRITY,
-        Error::Unreachable { .. } | Error::Unanswered { .. } => UNAVAILABLE,
+        Error::Unreachable { .. } | Error::Unanswered { .. } | Error::Local { .. } => UNAVAILABLE,
         _ => REFUSED,
     }
 }

@@ -48,34 +48,6 @@ pub(crate) struct Show {
     state: bool,
 }
 
-pub(super) async fn status(client: &Client, output: &Output) -> Result<(), CliError> {
-    let status = client.status().await?;
-    let (header, log) = (status.header.unwrap_or_default(), status.log.unwrap_or_default());
-    let counters = status.counters.unwrap_or_default();
-    let mut refusals: Vec<_> = counters.refusals.iter().collect();
-    refusals.sort();
-    let refusals_text = refusals.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>();
-    let health = if log.failure.is_empty() { "serving".to_owned() } else { format!("failed: {}", log.failure) };
-    output.record(vec![
-        ("endpoint", Cell::text(client.endpoint())),
-        ("health", Cell::text(health)),
-        ("version", Cell::text(status.version)),
-        ("cluster", Cell::text(header.cluster_id)),
-        ("generation", Cell::count(header.generation)),
-        ("uptime_ms", Cell::duration(status.uptime_ms)),
-        ("lsn", Cell::lsn(status.durable_lsn)),
-        ("log_segments", Cell::count(log.segments)),
-        ("log_bytes", Cell::bytes(log.bytes)),
-        ("pipelines", Cell::count(status.pipelines)),
-        ("branches", Cell::count(status.branches)),
-        ("leases", Cell::count(status.leases)),
-        ("commits", Cell::count(counters.commits)),
-        ("grants", Cell::count(counters.grants)),
-        ("keepalives", Cell::count(counters.keepalives)),
-        ("refusals", Cell::text(refusals_text.join(", ")).with_value(json!(counters.refusals))),
-    ])
-}
-
 impl Pipelines {
     pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
         let none = match self.prefix.as_str() {

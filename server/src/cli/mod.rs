@@ -3,15 +3,28 @@
 //! Data goes to standard output, as a table or as JSON; notes and errors go to standard error. What a command found is
 //! also in its exit code ([`exit`]).
 
+mod actor;
+mod audit;
+mod compact;
 mod demo;
+mod duration;
 mod error;
 mod exit;
+mod fact;
+mod fork;
 mod inspect;
 mod lease;
 mod log;
 mod output;
+mod policy;
+mod progress;
+mod rewind;
 mod run;
+mod savepoint;
 mod serve;
+mod snapshot;
+mod status;
+mod transfer;
 mod verify;
 
 use std::io::IsTerminal as _;
@@ -76,6 +89,25 @@ enum Command {
     /// See who holds which branch; give a branch back; take one from a worker that is stuck.
     #[command(subcommand)]
     Lease(lease::Lease),
+    /// Show or change what a pipeline keeps.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Name a checkpoint so that it is kept; list and delete such names.
+    #[command(subcommand)]
+    Savepoint(savepoint::SavepointCommand),
+    Rewind(rewind::Rewind),
+    Fork(fork::Fork),
+    Audit(audit::Audit),
+    /// Remove what no policy keeps from the log, now and at full speed.
+    ///
+    /// The server does this by itself, slowly; nothing that can still be read is touched. If this command is interrupted
+    /// the server goes on. Exits with 65 if a segment is damaged, which is then left as it is.
+    Compact,
+    /// Copy the whole store, for a backup.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    Export(transfer::Export),
+    Import(transfer::Import),
     Verify(verify::Verify),
     /// Print a completion script for a shell.
     Completions {
@@ -125,13 +157,22 @@ pub(crate) fn main() -> ExitCode {
 async fn client_command(command: Command, endpoint: &str, output: &Output) -> Result<ExitCode, CliError> {
     let client = Client::connect(endpoint).await?;
     match command {
-        Command::Status => inspect::status(&client, output).await?,
+        Command::Status => status::run(&client, output).await?,
         Command::Pipelines(pipelines) => pipelines.run(&client, output).await?,
         Command::Branches(branches) => branches.run(&client, output).await?,
         Command::Checkpoints(checkpoints) => checkpoints.run(&client, output).await?,
         Command::Show(show) => show.run(&client, output).await?,
         Command::Log(log) => log.run(&client, output).await?,
         Command::Lease(lease) => lease.run(&client, output).await?,
+        Command::Policy(policy) => policy.run(&client, output).await?,
+        Command::Savepoint(savepoint) => savepoint.run(&client, output).await?,
+        Command::Rewind(rewind) => rewind.run(&client, output).await?,
+        Command::Fork(fork) => fork.run(&client, output).await?,
+        Command::Audit(audit) => audit.run(&client, output).await?,
+        Command::Compact => return compact::run(&client, output).await,
+        Command::Snapshot(snapshot) => snapshot.run(&client, output).await?,
+        Command::Export(export) => export.run(&client, output).await?,
+        Command::Import(import) => import.run(&client, output).await?,
         Command::Run(run) => return run.run(&client, endpoint).await,
         Command::DemoWorker(worker) => return worker.run(&client).await,
         Command::Serve(_)

@@ -9,6 +9,7 @@ use comfy_table::{CellAlignment, Table};
 use fencepost::{Lsn, Token};
 use serde_json::{Map, Value, json};
 
+use super::duration;
 use super::error::CliError;
 
 /// How to print.
@@ -131,6 +132,11 @@ impl Cell {
         Cell { text: human_duration(ms), value: json!(ms), is_number: true }
     }
 
+    /// A length of time that somebody chose, in milliseconds: shown as it was chosen.
+    pub(super) fn exact_duration(ms: u64) -> Cell {
+        Cell { text: duration::exact(ms), value: json!(ms), is_number: true }
+    }
+
     pub(super) fn none(is_number: bool) -> Cell {
         Cell { text: "-".to_owned(), value: Value::Null, is_number }
     }
@@ -178,7 +184,8 @@ pub(super) fn human_duration(ms: u64) -> String {
     }
 }
 
-fn human_bytes(bytes: u64) -> String {
+/// A size with the unit that fits it.
+pub(super) fn human_bytes(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, 0);
     while value >= 1024.0 && unit < 4 {
         value /= 1024.0;

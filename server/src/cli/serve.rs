@@ -60,6 +60,15 @@ pub(crate) struct Serve {
     /// TTL of a lease whose holder asks for none. [default: 30000]
     #[arg(long, env = "FENCEPOST_LEASE_TTL_DEFAULT_MS", value_name = "MS")]
     lease_ttl_default_ms: Option<u64>,
+    /// Bytes that compaction reads and writes in a second, unless it falls behind; 0: as many as it can. [default: 67108864]
+    #[arg(long, env = "FENCEPOST_COMPACTION_BYTES_PER_SECOND", value_name = "BYTES")]
+    compaction_bytes_per_second: Option<u64>,
+    /// Bytes of old segments that are read and checked in a second, to find damage early; 0: none. [default: 4194304]
+    #[arg(long, env = "FENCEPOST_SCRUB_BYTES_PER_SECOND", value_name = "BYTES")]
+    scrub_bytes_per_second: Option<u64>,
+    /// How long that rests after all old segments were checked. [default: 86400000]
+    #[arg(long, env = "FENCEPOST_SCRUB_EVERY_MS", value_name = "MS")]
+    scrub_every_ms: Option<u64>,
     /// How to write about itself to standard error.
     #[arg(long, env = "FENCEPOST_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -103,6 +112,9 @@ impl Serve {
             ("request_bytes_max", self.request_bytes_max.map(|value| value.to_string())),
             ("connections_max", self.connections_max.map(|value| value.to_string())),
             ("lease_ttl_default_ms", self.lease_ttl_default_ms.map(|value| value.to_string())),
+            ("compaction_bytes_per_second", self.compaction_bytes_per_second.map(|value| value.to_string())),
+            ("scrub_bytes_per_second", self.scrub_bytes_per_second.map(|value| value.to_string())),
+            ("scrub_every_ms", self.scrub_every_ms.map(|value| value.to_string())),
         ];
         for (key, value) in overrides {
             settings = settings.set_override_option(key, value).map_err(|error| wrong(&error.to_string()))?;

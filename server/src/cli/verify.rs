@@ -40,6 +40,9 @@ impl Verify {
         })?;
         replay.bar.finish_and_clear();
         print(&report, output)?;
+        for file in &report.replaced {
+            note(format_args!("left over by a compaction, and removed at the next start: {}", file.display()));
+        }
         if report.damage.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }

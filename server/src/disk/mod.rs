@@ -1,6 +1,6 @@
 //! The only door to the file system.
 //!
-//! [`Disk`] and [`File`] are the dozen operations that the log needs, no more. [`RealDisk`] hands them to the operating
+//! [`Disk`] and [`File`] are the few operations that the log needs, no more. [`RealDisk`] hands them to the operating
 //! system; `sim::SimDisk` keeps everything in memory, and crashes, tears, forgets, fills up and fails when a test
 //! asks for it. Nothing here knows what the files mean.
 //!
@@ -35,6 +35,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Gives a file another name, in place of the file that has that name, if any. Atomic.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, which must not be taken. Fails with [`io::ErrorKind::Unsupported`],
+    /// [`io::ErrorKind::CrossesDevices`] or [`io::ErrorKind::TooManyLinks`] where that cannot be.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Copies a file to a name that must not be taken, and makes the bytes durable. Answers how many.
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<u64>;
     /// Removes a name.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.

@@ -47,6 +47,21 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to).map_err(|error| match error.kind() {
+            // What a file system says that knows no second names.
+            io::ErrorKind::PermissionDenied => io::Error::new(io::ErrorKind::Unsupported, error),
+            _ => error,
+        })
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<u64> {
+        drop(OpenOptions::new().write(true).create_new(true).open(to)?);
+        let copied = fs::copy(from, to)?;
+        OpenOptions::new().write(true).open(to)?.sync_all()?;
+        Ok(copied)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -62,6 +77,37 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+/// For the index, whose database is several files in a directory that comes and goes as a whole.
+impl RealDisk {
+    /// The names of the directories in a directory, sorted.
+    pub fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a directory and everything in it; nothing happens if it is not there.
+    pub fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Waits until nobody has a lock on an existing file.
+    pub fn wait_unlocked(&self, path: &Path) -> io::Result<()> {
+        let file = fs::File::open(path)?;
+        file.lock()?;
+        file.unlock()
     }
 }
 

@@ -31,6 +31,8 @@ pub enum Operation {
     Sync,
     /// [`Disk::rename`].
     Rename,
+    /// [`Disk::link`].
+    Link,
     /// [`Disk::remove`].
     Remove,
     /// [`Disk::sync_dir`].
@@ -449,6 +451,25 @@ impl Disk for SimDisk {
         let inode = state.names.get(from).copied().ok_or_else(|| not_found(from))?;
         state.change_names(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
         Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin(Operation::Link)?;
+        if state.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let inode = state.names.get(from).copied().ok_or_else(|| not_found(from))?;
+        state.change_names(NameChange::Link(to.to_owned(), inode));
+        Ok(())
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<u64> {
+        let bytes = self.bytes(from).ok_or_else(|| not_found(from))?;
+        let file = self.create(to)?;
+        file.write_at(&bytes, 0)?;
+        file.sync_data()?;
+        Ok(bytes.len() as u64)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -24,11 +24,23 @@ use super::writer::Writer;
 use crate::clock::{Clock, Monotonic};
 use crate::disk::Disk;
 
+/// What is kept of a segment for essential entries while the next one cannot be had. Of a small segment, a sixteenth.
+const RESERVE_BYTES: u64 = 256 << 10;
+
 /// How long a failed preparation rests before it is tried again.
 const PREPARE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What is called when an entry's fate is known.
 pub type Done = Box<dyn FnOnce(Result<LogIndex, LogError>) + Send>;
+
+/// What an entry may take up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Not the last of it: that is kept for what helps to make room.
+    Ordinary,
+    /// Whatever is left.
+    Essential,
+}
 
 /// What callers and the threads share.
 pub(super) struct Board {
@@ -170,13 +182,17 @@ impl Board {
     }
 
     /// Waits until it is known whether an entry of this length will find room.
-    pub(super) fn reserve(&self, entry_bytes: u64) -> Result<(), LogError> {
+    pub(super) fn reserve(&self, entry_bytes: u64, room: Room) -> Result<(), LogError> {
+        let kept_bytes = match room {
+            Room::Ordinary => RESERVE_BYTES.min(self.segment_bytes / 16),
+            Room::Essential => 0,
+        };
         let mut state = self.state();
         loop {
             if let Some(refusal) = state.refusal(entry_bytes, self.entry_bytes_max) {
                 return Err(refusal);
             }
-            let segment = state.plan.with(entry_bytes, self.segment_bytes).segment;
+            let segment = state.plan.with(entry_bytes + kept_bytes, self.segment_bytes).segment;
             let ready = u64::from(matches!(state.stage, Stage::Ready(_)));
             if segment <= state.active_segment + ready {
                 return Ok(());
@@ -195,6 +211,14 @@ impl Board {
     /// The first failure of the log, if it had one.
     pub(super) fn failure(&self) -> Option<Arc<Failure>> {
         self.state().failure.clone()
+    }
+
+    /// Why the next segment cannot be prepared, if the last try failed.
+    pub(super) fn no_space(&self) -> Option<String> {
+        match &self.state().stage {
+            Stage::Failed { reason, .. } => Some(reason.clone()),
+            Stage::Wanted | Stage::Working | Stage::Ready(_) => None,
+        }
     }
 
     /// How long the write in flight has been waiting for the disk.

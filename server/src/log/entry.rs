@@ -140,6 +140,35 @@ impl Entry {
     }
 }
 
+/// Appends a whole entry to bytes whose end is at `offset` in their file, its facts given with their ordinals. Everything
+/// before it counts as durable.
+pub(super) fn encode(
+    bytes: &mut Vec<u8>,
+    seed: Seed,
+    offset: u64,
+    (index, based_on, term): (LogIndex, LogIndex, u64),
+    facts: &[(u16, &[u8])],
+) {
+    let start = bytes.len();
+    let mut headers_crc = seed.hasher();
+    for (ordinal, payload) in facts {
+        let header_at = bytes.len();
+        bytes.extend_from_slice(&[0; HEADER_BYTES]);
+        bytes.extend_from_slice(payload);
+        bytes.resize(header_at + HEADER_BYTES + frame::align(payload.len() as u64) as usize, 0);
+        let payload_at = header_at + HEADER_BYTES;
+        let blank_sectors = frame::blank_sectors(&bytes[payload_at..], offset + (payload_at - start) as u64);
+        let (payload_bytes, payload_crc) = (payload.len() as u32, crc32fast::hash(payload));
+        let header = Header { kind: Kind::Fact, ordinal: *ordinal, blank_sectors, index, payload_bytes, payload_crc };
+        let encoded = header.encode(seed);
+        headers_crc.update(&encoded[..28]);
+        bytes[header_at..payload_at].copy_from_slice(&encoded);
+    }
+    let (headers_crc, durable_before) = (headers_crc.finalize(), LogIndex(index.0.saturating_sub(1)));
+    let commit = Commit { headers_crc, facts: facts.len() as u32, based_on, term, durable_before };
+    bytes.extend_from_slice(&commit_frame(seed, index, &commit));
+}
+
 /// The whole frame that ends an entry.
 pub(super) fn commit_frame(seed: Seed, index: LogIndex, commit: &Commit) -> [u8; COMMIT_BYTES] {
     let payload = commit.encode();

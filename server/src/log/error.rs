@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fencepost::{LogIndex, Lsn};
@@ -62,6 +62,187 @@ pub enum OpenError {
         /// What the operating system said.
         source: io::Error,
     },
+}
+
+/// Why a segment file cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentFileError {
+    /// Its bytes are not those that were written.
+    #[error("{0}")]
+    Corrupt(Damage),
+    /// A newer Fencepost wrote it.
+    #[error(
+        "{} has format {found}, and this version reads up to format {supported}: use the Fencepost that wrote it, or a \
+         newer one", file.display()
+    )]
+    NewerFormat {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format that this version reads.
+        supported: u32,
+    },
+    /// It is not the file that was asked for.
+    #[error("{} is not the file that is wanted: {what}", file.display())]
+    Another {
+        /// The file.
+        file: PathBuf,
+        /// What it is, and what it should be.
+        what: String,
+    },
+    /// What it should hold is more than the format can address.
+    #[error("{} would have more than {bytes} bytes, or too many entries: a segment file ends at {bytes_max}", file.display())]
+    TooLong {
+        /// The file.
+        file: PathBuf,
+        /// How long it is already.
+        bytes: u64,
+        /// How long it may become.
+        bytes_max: u64,
+    },
+    /// The disk refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl SegmentFileError {
+    pub(super) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SegmentFileError + 'a {
+        move |source| SegmentFileError::Io { action, path: path.to_owned(), source }
+    }
+}
+
+impl From<SegmentFileError> for OpenError {
+    fn from(error: SegmentFileError) -> OpenError {
+        match error {
+            SegmentFileError::Corrupt(damage) => OpenError::Corrupt(damage),
+            SegmentFileError::NewerFormat { file, found, supported } => {
+                OpenError::NewerFormat { file, found, supported }
+            }
+            SegmentFileError::Io { action, path, source } => OpenError::Io { action, path, source },
+            SegmentFileError::Another { ref file, .. } | SegmentFileError::TooLong { ref file, .. } => {
+                let (file, what) = (file.clone(), error.to_string());
+                OpenError::Corrupt(Damage { file, offset: 0, what, indexes: None })
+            }
+        }
+    }
+}
+
+/// Why segments were not compacted. Unless it says otherwise, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// There are no sealed segments that are exactly these.
+    #[error("{wanted:?} is no run of sealed segments; those that there are: {sealed:?}")]
+    NotSealed {
+        /// The numbers that were given.
+        wanted: RangeInclusive<u64>,
+        /// What may be given, alone or as a run.
+        sealed: Vec<RangeInclusive<u64>>,
+    },
+    /// The state that judges does not cover the segments, or is older than the one that judged before.
+    #[error("the state at LSN {judged_at} cannot judge these segments: it must be at {needed} or later")]
+    TooEarly {
+        /// Where the state is.
+        judged_at: Lsn,
+        /// Where it must be.
+        needed: Lsn,
+    },
+    /// It was told to stop.
+    #[error("the compaction was stopped")]
+    Stopped,
+    /// A segment is damaged.
+    #[error("{0}. The segment is kept as it is. Run `fencepost verify` on the directory to see the extent")]
+    Corrupt(Damage),
+    /// There is no room for the result. It is tried again by calling again.
+    #[error("no space on the disk for {}: {source}", path.display())]
+    NoSpace {
+        /// The file in the making; it was removed.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The result would not fit into one segment file.
+    #[error("{0}: compact fewer segments at once")]
+    TooLong(SegmentFileError),
+    /// The disk refused. When syncing the directory or removing failed, the result is in place and what it replaced is
+    /// left over until the log is opened again.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl CompactError {
+    pub(super) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> CompactError + 'a {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                CompactError::NoSpace { path: path.to_owned(), source }
+            }
+            _ => CompactError::Io { action, path: path.to_owned(), source },
+        }
+    }
+}
+
+impl From<SegmentFileError> for CompactError {
+    fn from(error: SegmentFileError) -> CompactError {
+        match error {
+            SegmentFileError::Corrupt(damage) => CompactError::Corrupt(damage),
+            SegmentFileError::Io { action, path, source } => CompactError::io(action, &path)(source),
+            other => CompactError::TooLong(other),
+        }
+    }
+}
+
+/// Why a log was not copied. What the copy has until then is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// There is something in the directory already.
+    #[error("{} is not empty: '{found}' is in it; choose a directory without files", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// A file in it.
+        found: String,
+    },
+    /// Facts that are needed may be gone.
+    #[error(
+        "the log cannot be cut at LSN {through}: it was compacted for the state at {oldest}, so cut it there or later"
+    )]
+    TooEarly {
+        /// Where it should be cut.
+        through: Lsn,
+        /// The oldest position where it can be.
+        oldest: Lsn,
+    },
+    /// The log ends before.
+    #[error("the log cannot be cut at LSN {through}: it ends with entry {last}")]
+    TooLate {
+        /// Where it should be cut.
+        through: Lsn,
+        /// The last entry.
+        last: LogIndex,
+    },
+    /// It was told to stop.
+    #[error("the copying was stopped")]
+    Stopped,
+    /// The log to be copied is not as it should be.
+    #[error(transparent)]
+    Source(#[from] OpenError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] SegmentFileError),
 }
 
 /// The first write or sync that failed. The log takes nothing more until the process is started again.

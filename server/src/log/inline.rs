@@ -1,6 +1,7 @@
 //! The log without its threads, for tests that choose every step: each call does all its work before it returns, so the
 //! same calls on a simulated disk are always the same operations in the same order.
 
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,10 +9,15 @@ use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Sealed};
+use super::compact::{self, Compacted, Fate};
+use super::copy::{self, CopiedLog};
 use super::prepare::{self, Prepared};
 use super::writer::Writer;
-use super::{Entries, Entry, Failure, LogConfig, LogError, OpenError, ReadError, reader, segment};
+use super::{
+    CompactError, CopyError, Damage, Entries, Entry, Failure, LogConfig, LogError, OpenError, ReadError, SegmentInfo,
+    reader, segment, verify,
+};
 use crate::disk::{DirLock, Disk};
 
 /// A log that is driven by hand.
@@ -85,6 +91,36 @@ impl InlineLog {
     /// As [`Log::read`](super::Log::read).
     pub fn read(&self, lsn: Lsn) -> Result<Bytes, ReadError> {
         reader::read(&self.catalog, lsn)
+    }
+
+    /// As [`Log::compact`](super::Log::compact).
+    pub fn compact(
+        &self,
+        run: RangeInclusive<u64>,
+        judged_at: Lsn,
+        judge: &mut dyn FnMut(Lsn, &Bytes) -> Fate,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Compacted, CompactError> {
+        compact::compact(&self.catalog, run, judged_at, judge, pace)
+    }
+
+    /// As [`Log::sealed`](super::Log::sealed).
+    pub fn sealed(&self) -> Vec<SegmentInfo> {
+        self.catalog.sealed().iter().map(Sealed::info).collect()
+    }
+
+    /// As [`Log::check_segment`](super::Log::check_segment).
+    pub fn check_segment(&self, number: u64, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Vec<Damage>> {
+        verify::check_segment(&self.catalog, number, pace)
+    }
+
+    /// As [`Log::snapshot_into`](super::Log::snapshot_into).
+    pub fn snapshot_into(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<CopiedLog, CopyError> {
+        copy::snapshot(&self.catalog, dir, pace)
     }
 
     fn fitting(&self, group: &[Entry]) -> usize {

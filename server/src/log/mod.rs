@@ -10,14 +10,18 @@
 //! * what was durable is found again, byte for byte, or it is refused: [`Log::open`] cuts off an unfinished write and
 //!   nothing else, and no read answers with bytes that were not checked;
 //! * the first write or sync that fails ends the log for the life of the process: nobody knows what is on the disk then;
-//! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again.
+//! * a lack of space is known before an entry is appended, by [`Log::reserve`], and passes when there is space again;
+//! * compaction takes out what it was told to and nothing else: what is left keeps its LSN, and a crash leaves the old
+//!   segments or the new one.
 //!
 //! It knows bytes and log indexes. It does not know what a fact says, what state follows from it, or how it came here.
 //! The format is in `docs/log-format.md`. Layers, from the bottom: `frame`, `entry` and `segment` are bytes;
-//! `walk` decodes; `tail` and `recovery` judge what is found; `writer` appends and `catalog` shows it to
-//! `reader`; `driver` has the threads.
+//! `walk` decodes; `segment_file` writes and reads whole files; `tail` and `recovery` judge what is found; `writer` appends
+//! and `catalog` shows it to `reader`; `compact` and `copy` make new files of old ones; `driver` has the threads.
 
 mod catalog;
+mod compact;
+mod copy;
 mod driver;
 mod entry;
 mod error;
@@ -27,7 +31,9 @@ mod inline;
 mod prepare;
 mod reader;
 mod recovery;
+mod report;
 mod segment;
+mod segment_file;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -35,6 +41,7 @@ mod verify;
 mod walk;
 mod writer;
 
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -42,16 +49,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-pub use driver::Done;
+pub use compact::{Compacted, Fate};
+pub use copy::{CopiedFile, CopiedLog, copy_through};
+pub use driver::{Done, Room};
 pub use entry::{Entry, EntryBuilder, FACTS_MAX};
-pub use error::{Damage, Failure, LogError, OpenError, ReadError};
+pub use error::{CompactError, CopyError, Damage, Failure, LogError, OpenError, ReadError, SegmentFileError};
 #[cfg(any(test, feature = "testing"))]
 pub use inline::InlineLog;
 pub use reader::{Entries, Scan};
-pub use verify::{Inspector, SegmentReport, Tail, VerifyReport, verify};
+pub use report::{Inspector, SegmentReport, Tail, VerifyReport};
+pub use segment::{Content, SegmentLabel};
+pub use segment_file::{SegmentFileReader, SegmentFileSummary, SegmentFileWriter};
+pub use verify::verify;
 pub use walk::ReadEntry;
 
 use crate::clock::Clock;
@@ -109,6 +121,23 @@ pub struct LogStatus {
     pub bytes: u64,
     /// The failure that ended the log, if one did.
     pub failure: Option<Arc<Failure>>,
+}
+
+/// A sealed segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// The numbers that it stands for: several after compaction, otherwise one.
+    pub numbers: RangeInclusive<u64>,
+    /// The first index that belongs to it, whether or not its entry is left.
+    pub first_index: LogIndex,
+    /// The last index that belongs to it, whether or not its entry is left.
+    pub last_index: LogIndex,
+    /// The length of its file.
+    pub file_bytes: u64,
+    /// How many facts it has.
+    pub facts: u64,
+    /// The newest state by which facts of it were judged dispensable; zero if it was never compacted.
+    pub judged_at: Lsn,
 }
 
 /// An open log. Dropping it closes it.
@@ -170,9 +199,10 @@ impl Log {
     }
 
     /// Waits until it is known whether an entry of this many bytes, appended next, will find room behind what is
-    /// queued. One caller at a time: reserve, apply, append.
-    pub fn reserve(&self, entry_bytes: usize) -> Result<(), LogError> {
-        self.board.reserve(entry_bytes as u64)
+    /// queued. One caller at a time: reserve, apply, append. While the next segment cannot be had, the last 256 KiB of
+    /// this one are for [`Room::Essential`].
+    pub fn reserve(&self, entry_bytes: usize, room: Room) -> Result<(), LogError> {
+        self.board.reserve(entry_bytes as u64, room)
     }
 
     /// Queues an entry. `done` is called once in any case, with the entry's index when it is durable; on the writer's
@@ -216,9 +246,86 @@ impl Log {
         Entries::new(Arc::clone(&self.catalog), from)
     }
 
+    /// The sealed segments, in order.
+    pub fn sealed(&self) -> Vec<SegmentInfo> {
+        self.catalog.sealed().iter().map(catalog::Sealed::info).collect()
+    }
+
+    /// Follows the last index that is in a sealed segment. It changes at each rotation.
+    pub fn seals(&self) -> watch::Receiver<LogIndex> {
+        self.catalog.seals.subscribe()
+    }
+
+    /// The last index that is in a sealed segment; zero if there is none.
+    pub fn sealed_through(&self) -> LogIndex {
+        *self.catalog.seals.borrow()
+    }
+
+    /// The newest state by which facts anywhere in the log were judged dispensable; zero if it was never compacted.
+    pub fn judged_at(&self) -> Lsn {
+        self.catalog.judged_at()
+    }
+
+    /// Makes one segment of a run of sealed ones, without the facts that `judge` drops and with others in the form that it
+    /// gives them. `judged_at` is the position of the state by which it judges, which must cover the run.
+    ///
+    /// Every byte is checked on the way. `pace` hears how many bytes were read or written since it was called last; it
+    /// may wait, and it may stop everything, which then has no effect. Appending and reading go on meanwhile. One
+    /// compaction or snapshot runs at a time; a second one waits.
+    pub fn compact(
+        &self,
+        run: RangeInclusive<u64>,
+        judged_at: Lsn,
+        judge: &mut dyn FnMut(Lsn, &Bytes) -> Fate,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Compacted, CompactError> {
+        compact::compact(&self.catalog, run, judged_at, judge, pace)
+    }
+
+    /// Makes a copy of everything that is durable now, in an empty directory that exists. Sealed segments are linked, or
+    /// copied where the file system cannot do that; the others' bytes are checked on the way. The copy is a log that
+    /// [`Log::open`] and [`verify`] take; its name is for the caller to make durable. `pace` is as in [`Log::compact`].
+    pub fn snapshot_into(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<CopiedLog, CopyError> {
+        copy::snapshot(&self.catalog, dir, pace)
+    }
+
+    /// Reads a sealed segment, named by its first number, from the disk and checks every byte of it. Lists the damage, up
+    /// to a hundred places; what the disk cannot read counts as damage. A segment that is not there is not damaged: it was
+    /// replaced meanwhile. `pace` is as in [`Log::compact`]; if it stops the check, what was found until then counts.
+    pub fn check_segment(&self, number: u64, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), Vec<Damage>> {
+        verify::check_segment(&self.catalog, number, pace)
+    }
+
+    /// Keeps the sealed segments as they are, as long as the result lives.
+    pub fn hold_compaction(&self) -> impl Drop + '_ {
+        lock(&self.catalog.upkeep)
+    }
+
+    /// From here on no fact was ever removed.
+    pub fn floor(&self) -> Lsn {
+        let sealed = self.catalog.sealed();
+        let newest_gap = sealed.iter().rev().find(|segment| segment.header.judged_at > Lsn::ZERO);
+        newest_gap.map_or(self.first_lsn(), |segment| Lsn::new(segment.trailer.last_index.next(), 0))
+    }
+
+    /// Whatever damage readers meet from now on is told here, too, each time that one meets it. Only the first call counts.
+    pub fn tell_damage(&self, to: mpsc::UnboundedSender<Damage>) {
+        // Somebody hears of it already.
+        let _ = self.catalog.damage.set(to);
+    }
+
     /// How long the write in flight has been waiting for the disk; zero if there is none.
     pub fn stalled_for(&self) -> Duration {
         self.board.stalled_for()
+    }
+
+    /// Why the next segment cannot be had, as long as that is so: only the room that is left is used up.
+    pub fn no_space(&self) -> Option<String> {
+        self.board.no_space()
     }
 
     /// How the log is.

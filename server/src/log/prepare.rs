@@ -38,18 +38,21 @@ fn step<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T
 /// Writes a file of zeros and syncs it. What it cannot finish it removes, as well as it can.
 pub(super) fn prepare(disk: &dyn Disk, dir: &Path, number: u64, file_bytes: u64) -> Result<Prepared, StepFailed> {
     let path = segment::temporary_path(dir, number);
-    let created = disk.create(&path).or_else(|error| match error.kind() {
-        // Left over from a try whose clean-up failed too.
-        io::ErrorKind::AlreadyExists => disk.remove(&path).and_then(|()| disk.create(&path)),
-        _ => Err(error),
-    });
-    let file = step("create", &path, created)?;
+    let file = step("create", &path, create_anew(disk, &path))?;
     if let Err(error) = fill(&*file, file_bytes) {
         drop(file);
         let _ = disk.remove(&path);
         return step("fill", &path, Err(error));
     }
     Ok(Prepared { number, file, file_bytes })
+}
+
+/// Creates a file, in place of one that is left over from a try whose clean-up failed too.
+pub(super) fn create_anew(disk: &dyn Disk, path: &Path) -> io::Result<Arc<dyn File>> {
+    disk.create(path).or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => disk.remove(path).and_then(|()| disk.create(path)),
+        _ => Err(error),
+    })
 }
 
 fn fill(file: &dyn File, file_bytes: u64) -> io::Result<()> {

@@ -12,6 +12,7 @@ use super::catalog::{Catalog, Misplaced, Place};
 use super::error::{Damage, ReadError};
 use super::frame::{HEADER_BYTES, Header, Kind};
 use super::recovery::READ_AHEAD_BYTES;
+use super::segment::Order;
 use super::walk::{self, Bad, Problem, ReadEntry, Step, Walk, Window};
 
 /// How far ahead a single fact is read.
@@ -19,6 +20,18 @@ const FACT_AHEAD_BYTES: usize = 8 << 10;
 
 /// Reads the fact at a position.
 pub(super) fn read(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
+    find(catalog, lsn).inspect_err(|error| tell(catalog, error))
+}
+
+/// Tells whoever listens of damage that was met.
+fn tell(catalog: &Catalog, error: &ReadError) {
+    if let (ReadError::Corrupt(damage), Some(listener)) = (error, catalog.damage.get()) {
+        // A listener that is gone does not want to know.
+        let _ = listener.send(damage.clone());
+    }
+}
+
+fn find(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
     if lsn.index() > catalog.last_index() {
         return Err(ReadError::NotFound(lsn));
     }
@@ -29,7 +42,8 @@ pub(super) fn read(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
     let mut window = Window::new(Arc::clone(&place.file), FACT_AHEAD_BYTES);
     let io = |source| ReadError::Io { file: place.path.clone(), index: lsn.index(), source };
     let mut at = place.offset;
-    for ordinal in 0.. {
+    let mut ordinal_due = 0;
+    loop {
         let corrupt = |problem| Err(corrupt(&place.path, Bad { offset: at, index: lsn.index(), problem }));
         // Facts on the way are passed over by their headers alone.
         if at + HEADER_BYTES as u64 > place.limit {
@@ -38,21 +52,27 @@ pub(super) fn read(catalog: &Catalog, lsn: Lsn) -> Result<Bytes, ReadError> {
         let header = window.get(at, HEADER_BYTES, place.limit).map_err(io)?;
         let header = header.first_chunk().and_then(|bytes| Header::decode(place.seed, bytes).ok());
         let Some(header) = header else { return corrupt(Problem::Header) };
-        if header.index != lsn.index() || header.ordinal != ordinal || header.kind == Kind::Table {
+        if header.index != lsn.index() || header.kind == Kind::Table {
             return corrupt(Problem::OutOfOrder(header));
         }
         if header.kind == Kind::Commit {
-            break;
+            return Err(ReadError::NotFound(lsn));
         }
-        if ordinal == lsn.ordinal() {
+        let ordinal = u32::from(header.ordinal);
+        if ordinal < ordinal_due || (ordinal > ordinal_due && place.order == Order::Dense) {
+            return corrupt(Problem::OutOfOrder(header));
+        }
+        if header.ordinal > lsn.ordinal() {
+            return Err(ReadError::NotFound(lsn));
+        }
+        if header.ordinal == lsn.ordinal() {
             return match walk::frame_at(&mut window, place.seed, at, place.limit).map_err(io)? {
                 Ok((_, payload)) => Ok(Bytes::copy_from_slice(payload)),
                 Err(problem) => corrupt(problem),
             };
         }
-        at += header.frame_bytes();
+        (at, ordinal_due) = (at + header.frame_bytes(), ordinal + 1);
     }
-    Err(ReadError::NotFound(lsn))
 }
 
 /// The durable entries from an index on, in order. At the end it answers None, and goes on when there are more: wait for
@@ -74,23 +94,32 @@ impl Entries {
     fn step(&mut self) -> Result<Option<ReadEntry>, ReadError> {
         let here = Lsn::new(self.next, 0);
         loop {
-            if self.next > self.catalog.last_index() {
+            let last = self.catalog.last_index();
+            if self.next > last {
                 return Ok(None);
             }
             let (path, walk) = match &mut self.walk {
                 Some((path, walk)) if walk.offset < walk.limit => (path, walk),
                 // The segment is read to its end, as far as that was known. It may be sealed or longer by now.
                 _ => {
-                    let place = self.catalog.locate(self.next).map_err(|misplaced| explain(misplaced, here))?;
+                    let place = match self.catalog.locate(self.next) {
+                        // Compaction left nothing from here to the end.
+                        Err(Misplaced::Absent) => {
+                            self.next = last.next();
+                            continue;
+                        }
+                        place => place.map_err(|misplaced| explain(misplaced, here))?,
+                    };
                     self.next = place.index;
-                    let Place { path, file, seed, index, offset, limit } = place;
+                    let Place { path, file, seed, order, index, offset, limit } = place;
                     let window = Window::new(file, READ_AHEAD_BYTES);
-                    self.walk = Some((path, Walk::new(window, seed, index, offset, limit)));
+                    self.walk = Some((path, Walk::new(window, seed, order, index, offset, limit)));
                     continue;
                 }
             };
             let mut facts = Vec::new();
-            let stepped = walk.step(&mut |_, payload, _| facts.push(Bytes::copy_from_slice(payload)));
+            let stepped =
+                walk.step(&mut |lsn, payload, _| facts.push((lsn.ordinal(), Bytes::copy_from_slice(payload))));
             let io = |source| ReadError::Io { file: path.clone(), index: self.next, source };
             let bad = match stepped.map_err(io)? {
                 Step::Entry(found) => {
@@ -113,7 +142,7 @@ impl Iterator for Entries {
         if self.failed {
             return None;
         }
-        let stepped = self.step();
+        let stepped = self.step().inspect_err(|error| tell(&self.catalog, error));
         self.failed = stepped.is_err();
         stepped.transpose()
     }
@@ -146,7 +175,7 @@ impl Iterator for Scan {
                 Err(error) => return Some(Err(error)),
             };
             let from = self.from;
-            let facts = (0..).zip(entry.facts).map(|(ordinal, fact)| (Lsn::new(entry.index, ordinal), fact));
+            let facts = entry.facts.into_iter().map(|(ordinal, fact)| (Lsn::new(entry.index, ordinal), fact));
             self.facts.extend(facts.filter(|(lsn, _)| *lsn >= from));
         }
     }

@@ -5,10 +5,12 @@
 //! | Found | Verdict |
 //! |---|---|
 //! | no segment | fresh: write the first one |
+//! | a number that the segment before it stands for | the rest of a finished compaction: removed |
 //! | a gap in the numbers, or no segment 1 | corrupt: a file is missing |
 //! | a header that is damaged, or of another log, number, first index or length than is due | corrupt |
 //! | a header of a newer format | refused, naming both versions |
 //! | a segment with a successor and without a good trailer | corrupt: it was sealed before the successor got its name |
+//! | newest segment: compacted, with a good trailer | sealed, as what compaction writes is whole |
 //! | newest segment: zeros after the last good entry | clean |
 //! | newest segment: a complete seal | sealed: the crash came before the successor got its name; write that |
 //! | newest segment: anything else after the last good entry | see [`tail`](super::tail): torn or corrupt |
@@ -29,11 +31,10 @@ use uuid::Uuid;
 
 use super::catalog::{Active, Sealed};
 use super::error::{Damage, OpenError};
-use super::frame::{END_MARK, Identity, SECTOR_BYTES, Seed};
+use super::frame::{END_MARK, Identity, Seed};
 use super::prepare::{self, StepFailed};
-use super::segment::{
-    self, BadSegmentHeader, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Table, Trailer,
-};
+use super::segment::{self, Content, Order, SEGMENT_HEADER_BYTES, SegmentHeader, Table, Trailer};
+use super::segment_file;
 use super::tail::{Remains, Verdict};
 use super::walk::{Bad, Problem, Step, Walk, Window};
 use crate::disk::{Disk, File};
@@ -58,20 +59,34 @@ pub(super) fn recover(
     segment_bytes: u64,
     log_id_if_fresh: Uuid,
 ) -> Result<Recovered, OpenError> {
-    let mut numbers = segment_numbers(disk, dir)?;
-    let Some(newest) = numbers.pop() else {
-        remove_leftovers(disk, dir)?;
+    let mut chain = Chain::new(dir);
+    let (mut sealed, mut replaced, mut opened) = (Vec::new(), Vec::new(), None);
+    for number in segment_numbers(disk, dir)? {
+        if chain.stands_for(number) {
+            replaced.push(number);
+            continue;
+        }
+        if let Some((file, header)) = opened.take() {
+            sealed.push(chain.sealed(&file, &header)?);
+        }
+        opened = Some(chain.open(disk, number)?);
+    }
+    let Some((file, header)) = opened else {
+        remove_leftovers(disk, dir, &[])?;
         let identity = Identity { log_id: log_id_if_fresh, segment: 1, group: 0 };
         let active = create_segment(disk, dir, identity, LogIndex(1), segment_bytes)?;
         return Ok(Recovered { fresh: true, sealed: Vec::new(), active, active_facts: 0, last_index: LogIndex::ZERO });
     };
-    let mut chain = Chain::new(dir);
-    let mut sealed = Vec::with_capacity(numbers.len() + 1);
-    for number in numbers {
-        let (file, header) = chain.open(disk, number)?;
-        sealed.push(chain.sealed(&*file, &header)?);
+    let newest = header.identity.segment;
+    let next = Identity { segment: header.last_number + 1, ..header.identity };
+    if header.order() == Order::Sparse {
+        let last = chain.sealed(&file, &header)?;
+        sealed.push(last);
+        remove_leftovers(disk, dir, &replaced)?;
+        let last_index = last.trailer.last_index;
+        let active = create_segment(disk, dir, next, last_index.next(), segment_bytes)?;
+        return Ok(Recovered { fresh: false, sealed, active, active_facts: 0, last_index });
     }
-    let (file, header) = chain.open(disk, newest)?;
     let mut survey = Survey::new(file, header);
     let path = segment::path(dir, newest);
     let verdict = survey.run(&mut |_, _, _| ()).map_err(io_error("read", &path))?;
@@ -84,13 +99,12 @@ pub(super) fn recover(
         }
         Verdict::Clean | Verdict::Sealed | Verdict::Torn(_) => {}
     }
-    remove_leftovers(disk, dir)?;
+    remove_leftovers(disk, dir, &replaced)?;
     let last_index = survey.last_index();
     let active = match verdict {
         Verdict::Sealed => {
             sealed.push(survey.seal_again(disk, &path)?);
-            let identity = Identity { segment: newest + 1, ..header.identity };
-            create_segment(disk, dir, identity, last_index.next(), segment_bytes)?
+            create_segment(disk, dir, next, last_index.next(), segment_bytes)?
         }
         Verdict::Torn(what) => survey.cut(disk, dir, what)?,
         _ => survey.write_again(disk, &path)?,
@@ -100,18 +114,10 @@ pub(super) fn recover(
     Ok(Recovered { fresh: false, sealed, active, active_facts, last_index })
 }
 
-/// The numbers of the segments in a directory, in order, which must be 1, 2, 3 and so on.
+/// The numbers of the segments in a directory, in order.
 pub(super) fn segment_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, OpenError> {
     let names = disk.list(dir).map_err(io_error("list", dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| segment::number_of(name)).collect();
-    for (number, expected) in numbers.iter().zip(1..) {
-        if *number != expected {
-            let what = format!("the file is missing, and {} is there", segment::file_name(*number));
-            let file = segment::path(dir, expected);
-            return Err(OpenError::Corrupt(Damage { file, offset: 0, what, indexes: None }));
-        }
-    }
-    Ok(numbers)
+    Ok(names.iter().filter_map(|name| segment::number_of(name)).collect())
 }
 
 /// Checks that each segment is what must follow the one before it.
@@ -119,34 +125,44 @@ pub(super) fn segment_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, O
 pub(super) struct Chain<'a> {
     dir: &'a Path,
     log_id: Option<Uuid>,
-    /// The first index of the next segment; None after damage, when it is not known.
+    /// The number of the next segment, and the first index in it; None after damage, when it is not known.
+    number_due: Option<u64>,
     pub(super) first_due: Option<LogIndex>,
 }
 
 impl<'a> Chain<'a> {
     pub(super) fn new(dir: &'a Path) -> Chain<'a> {
-        Chain { dir, log_id: None, first_due: Some(LogIndex(1)) }
+        Chain { dir, log_id: None, number_due: Some(1), first_due: Some(LogIndex(1)) }
+    }
+
+    /// Whether a segment that was opened already stands for the one of this number.
+    pub(super) fn stands_for(&self, number: u64) -> bool {
+        self.number_due.is_some_and(|due| number < due)
+    }
+
+    /// Goes on behind a segment of which nothing is known.
+    pub(super) fn lose(&mut self) {
+        (self.number_due, self.first_due) = (None, None);
+    }
+
+    /// Checks that no file is missing before the next segment.
+    pub(super) fn follows(&self, number: u64) -> Result<(), Damage> {
+        match self.number_due {
+            Some(due) if due != number => {
+                let what = format!("the file is missing, and {} is there", segment::file_name(number));
+                Err(Damage { file: segment::path(self.dir, due), offset: 0, what, indexes: None })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Opens the next segment and checks its header.
     pub(super) fn open(&mut self, disk: &dyn Disk, number: u64) -> Result<(Arc<dyn File>, SegmentHeader), OpenError> {
+        self.follows(number).map_err(OpenError::Corrupt)?;
         let path = segment::path(self.dir, number);
         let corrupt =
             |what: String| Err(OpenError::Corrupt(Damage { file: path.clone(), offset: 0, what, indexes: None }));
-        let file = disk.open(&path).map_err(io_error("open", &path))?;
-        let found_bytes = file.size_bytes().map_err(io_error("read", &path))?;
-        let mut bytes = [0; SECTOR_BYTES];
-        if found_bytes < SECTOR_BYTES as u64 {
-            return corrupt(format!("the file has {found_bytes} bytes, and a segment's header has {SECTOR_BYTES}"));
-        }
-        file.read_at(&mut bytes, 0).map_err(io_error("read", &path))?;
-        let header = match SegmentHeader::decode(&bytes) {
-            Ok(header) => header,
-            Err(BadSegmentHeader::Damaged) => return corrupt("the segment's header does not match its CRC".into()),
-            Err(BadSegmentHeader::Newer(found)) => {
-                return Err(OpenError::NewerFormat { file: path, found, supported: FORMAT_VERSION });
-            }
-        };
+        let (file, header) = segment_file::open(disk, &path)?;
         let Identity { log_id, segment, group } = header.identity;
         let log_id_due = *self.log_id.get_or_insert(log_id);
         let first_due = self.first_due.unwrap_or(header.first_index);
@@ -156,34 +172,22 @@ impl<'a> Chain<'a> {
         if segment != number || group != 0 {
             return corrupt(format!("the file holds segment {segment} of group {group}, and not what its name says"));
         }
+        if header.content != Content::Log {
+            return corrupt(format!("the file holds {}, and not a part of the log", header.content));
+        }
         if header.first_index != first_due {
             return corrupt(format!("the segment begins with entry {}, and {first_due} is due", header.first_index));
         }
-        if found_bytes != header.file_bytes || found_bytes < SEGMENT_HEADER_BYTES + TRAILER_BYTES {
-            return corrupt(format!("the file has {found_bytes} bytes, and had {}", header.file_bytes));
-        }
+        self.number_due = Some(header.last_number + 1);
         Ok((file, header))
     }
 
     /// Checks that the segment was sealed, as it has a successor.
-    pub(super) fn sealed(&mut self, file: &dyn File, header: &SegmentHeader) -> Result<Sealed, OpenError> {
+    pub(super) fn sealed(&mut self, file: &Arc<dyn File>, header: &SegmentHeader) -> Result<Sealed, OpenError> {
         let path = segment::path(self.dir, header.identity.segment);
-        let offset = header.file_bytes - TRAILER_BYTES;
-        let mut bytes = [0; TRAILER_BYTES as usize];
-        file.read_at(&mut bytes, offset).map_err(io_error("read", &path))?;
-        let number = header.identity.segment;
-        let corrupt = |what: &str| {
-            OpenError::Corrupt(Damage { file: path.clone(), offset, what: what.to_owned(), indexes: None })
-        };
-        let trailer = Trailer::decode(header.identity.seed(), &bytes)
-            .ok_or_else(|| corrupt("the segment has a successor and no intact trailer"))?;
-        if !trailer.fits(header) {
-            return Err(corrupt(
-                "the segment's trailer is not one that a segment of its length and first entry can have",
-            ));
-        }
+        let trailer = segment_file::trailer(&**file, &path, header)?;
         self.first_due = Some(trailer.last_index.next());
-        Ok(Sealed { number, first_index: header.first_index, file_bytes: header.file_bytes, trailer })
+        Ok(Sealed::new(*header, trailer))
     }
 }
 
@@ -202,7 +206,7 @@ impl Survey {
     pub(super) fn new(file: Arc<dyn File>, header: SegmentHeader) -> Survey {
         let seed = header.identity.seed();
         let window = Window::new(file, READ_AHEAD_BYTES);
-        let walk = Walk::new(window, seed, header.first_index, SEGMENT_HEADER_BYTES, header.file_bytes);
+        let walk = Walk::new(window, seed, header.order(), header.first_index, SEGMENT_HEADER_BYTES, header.file_bytes);
         // The segment got its name after all that is before it was durable.
         let durable = LogIndex(header.first_index.0 - 1);
         Survey { header, seed, walk, table: Table::new(header.first_index), facts: 0, durable }
@@ -230,8 +234,9 @@ impl Survey {
         }
         let (end, file_bytes) = (self.end(), self.header.file_bytes);
         let bytes = self.read(end, file_bytes)?;
-        let seal = (self.table.len() > 0).then(|| self.seal());
-        let seal = seal.as_ref().map(|(offset, bytes)| (*offset, &bytes[..]));
+        let room_for_seal = end + segment::seal_bytes(self.table.len()) <= file_bytes;
+        let seal = room_for_seal.then(|| self.seal());
+        let seal = seal.as_ref().map(|(trailer, bytes)| (trailer.table_offset, &bytes[..]));
         Ok(Remains { seed: self.seed, bytes: &bytes, end, bad, seal }.judge())
     }
 
@@ -250,8 +255,10 @@ impl Survey {
         self.table.find(self.durable.next()).map_or(self.end(), |(_, offset)| offset)
     }
 
-    fn seal(&self) -> (u64, Vec<u8>) {
-        segment::encode_seal(self.seed, self.header.file_bytes, &self.table, self.end(), self.facts)
+    fn seal(&self) -> (Trailer, Vec<u8>) {
+        let file_bytes = self.header.file_bytes;
+        let trailer = segment::trailer(file_bytes, &self.table, self.end(), self.last_index(), self.facts);
+        (trailer, segment::encode_seal(self.seed, &self.table, &trailer))
     }
 
     fn read(&mut self, from: u64, to: u64) -> io::Result<Vec<u8>> {
@@ -268,17 +275,9 @@ impl Survey {
 
     /// Writes the seal once more and makes it durable.
     fn seal_again(&mut self, disk: &dyn Disk, path: &Path) -> Result<Sealed, OpenError> {
-        let (offset, seal) = self.seal();
-        write_durably(disk, path, offset, &seal)?;
-        let trailer = Trailer {
-            table_offset: offset,
-            entries_end: self.end(),
-            last_index: self.last_index(),
-            entries: self.table.len() as u64,
-            facts: self.facts,
-        };
-        let SegmentHeader { identity, first_index, file_bytes } = self.header;
-        Ok(Sealed { number: identity.segment, first_index, file_bytes, trailer })
+        let (trailer, seal) = self.seal();
+        write_durably(disk, path, trailer.table_offset, &seal)?;
+        Ok(Sealed::new(self.header, trailer))
     }
 
     /// Puts a segment that has the good entries and nothing else in the place of this one.
@@ -319,7 +318,7 @@ fn create_segment(
     file_bytes: u64,
 ) -> Result<Arc<Active>, OpenError> {
     let prepared = prepare::prepare(disk, dir, identity.segment, file_bytes)?;
-    let header = SegmentHeader { identity, first_index, file_bytes };
+    let header = SegmentHeader::fresh(identity, first_index, file_bytes);
     prepared.publish(disk, dir, &header, &[])?;
     Ok(Arc::new(Active::empty(dir, &header, prepared.file)))
 }
@@ -339,8 +338,17 @@ fn write_durably(disk: &dyn Disk, path: &Path, offset: u64, bytes: &[u8]) -> Res
     Ok(file)
 }
 
-/// Removes segments that never got their name.
-fn remove_leftovers(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
+/// Removes segments that never got their name, and those that another one stands for.
+fn remove_leftovers(disk: &dyn Disk, dir: &Path, replaced: &[u64]) -> Result<(), OpenError> {
+    if !replaced.is_empty() {
+        // The name of the one that stands for them must be durable before they go.
+        disk.sync_dir(dir).map_err(io_error("sync the directory", dir))?;
+    }
+    for number in replaced {
+        let path = segment::path(dir, *number);
+        tracing::debug!(file = %path.display(), "removed a segment that compaction had replaced");
+        disk.remove(&path).map_err(io_error("remove", &path))?;
+    }
     for name in disk.list(dir).map_err(io_error("list", dir))? {
         if Path::new(&name).extension().is_some_and(|extension| extension == "tmp") {
             let path = dir.join(name);

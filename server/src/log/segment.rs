@@ -5,16 +5,17 @@
 //! which is after its predecessor was sealed and synced: a segment that has a name proves that those before it are
 //! complete. The seal is one write that ends exactly at the end of the file, so that it is found without a search.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use bytes::Buf;
-use fencepost::LogIndex;
+use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
 use super::frame::{self, HEADER_BYTES, Header, INDEX_END, Identity, Kind, SECTOR_BYTES, Seed};
 
 /// The format that this version writes, and the newest that it reads.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
 /// Length of a segment's header, and offset of its first entry.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = SECTOR_BYTES as u64;
 /// Length of a segment's trailer.
@@ -45,6 +46,42 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
     if digits.len() == 20 { digits.parse().ok() } else { None }
 }
 
+/// What a segment file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A part of the log.
+    Log = 0,
+    /// A state in the form of the facts that make it.
+    HotState = 1,
+    /// Facts chosen for somebody else.
+    Export = 2,
+}
+
+impl std::fmt::Display for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Content::Log => "a part of the log",
+            Content::HotState => "a hot state",
+            Content::Export => "an export",
+        })
+    }
+}
+
+/// What a segment file says about itself: everything in its header but the length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentLabel {
+    /// What it is for.
+    pub content: Content,
+    /// The log that it is of.
+    pub log_id: Uuid,
+    /// The segments that it stands for: several after compaction, otherwise one.
+    pub numbers: RangeInclusive<u64>,
+    /// The first index that belongs to it, whether or not there is such an entry.
+    pub first_index: LogIndex,
+    /// The newest state by which facts of it were judged dispensable; zero if it was never compacted.
+    pub judged_at: Lsn,
+}
+
 /// What a segment says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
@@ -52,6 +89,10 @@ pub(super) struct SegmentHeader {
     pub(super) first_index: LogIndex,
     /// Length of the whole file.
     pub(super) file_bytes: u64,
+    pub(super) content: Content,
+    /// The last of the segments that this one stands for. Its own number is the first.
+    pub(super) last_number: u64,
+    pub(super) judged_at: Lsn,
 }
 
 /// Why a sector is not the header of a segment that this version can read.
@@ -64,6 +105,29 @@ pub(super) enum BadSegmentHeader {
 }
 
 impl SegmentHeader {
+    /// The header of a segment that entries will be appended to.
+    pub(super) fn fresh(identity: Identity, first_index: LogIndex, file_bytes: u64) -> SegmentHeader {
+        let (content, last_number, judged_at) = (Content::Log, identity.segment, Lsn::ZERO);
+        SegmentHeader { identity, first_index, file_bytes, content, last_number, judged_at }
+    }
+
+    pub(super) fn of(label: &SegmentLabel, file_bytes: u64) -> SegmentHeader {
+        let identity = Identity { log_id: label.log_id, segment: *label.numbers.start(), group: 0 };
+        let (content, last_number, judged_at) = (label.content, *label.numbers.end(), label.judged_at);
+        SegmentHeader { identity, first_index: label.first_index, file_bytes, content, last_number, judged_at }
+    }
+
+    pub(super) fn label(&self) -> SegmentLabel {
+        let SegmentHeader { identity, first_index, content, last_number, judged_at, .. } = *self;
+        let numbers = identity.segment..=last_number;
+        SegmentLabel { content, log_id: identity.log_id, numbers, first_index, judged_at }
+    }
+
+    /// How strictly its entries follow one another.
+    pub(super) fn order(&self) -> Order {
+        if self.content == Content::Log && self.judged_at == Lsn::ZERO { Order::Dense } else { Order::Sparse }
+    }
+
     pub(super) fn encode(&self) -> [u8; SECTOR_BYTES] {
         let mut bytes = [0; SECTOR_BYTES];
         bytes[0..8].copy_from_slice(&MAGIC);
@@ -73,6 +137,9 @@ impl SegmentHeader {
         bytes[32..40].copy_from_slice(&self.identity.segment.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.first_index.0.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.file_bytes.to_le_bytes());
+        bytes[56..60].copy_from_slice(&(self.content as u32).to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.last_number.to_le_bytes());
+        bytes[72..80].copy_from_slice(&self.judged_at.as_u64().to_le_bytes());
         let crc = crc32fast::hash(&bytes[..SECTOR_BYTES - 4]);
         bytes[SECTOR_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -94,14 +161,43 @@ impl SegmentHeader {
         let segment = fields.get_u64_le();
         let first_index = LogIndex(fields.get_u64_le());
         let file_bytes = fields.get_u64_le();
-        if version == 0 || !(1..INDEX_END).contains(&first_index.0) || !frame::is_zero(fields) {
+        let identity = Identity { log_id, segment, group };
+        let mut header = SegmentHeader::fresh(identity, first_index, file_bytes);
+        if version >= 2 {
+            header.content = match fields.get_u32_le() {
+                0 => Content::Log,
+                1 => Content::HotState,
+                2 => Content::Export,
+                _ => return Err(BadSegmentHeader::Damaged),
+            };
+            let reserved = fields.get_u32_le();
+            header.last_number = fields.get_u64_le();
+            header.judged_at = Lsn::from_u64(fields.get_u64_le());
+            // Only compaction makes one part of the log of several; a hot state stands for all before it.
+            let may_be_several = header.content != Content::Log || header.judged_at > Lsn::ZERO;
+            if reserved != 0 || header.last_number < segment || (header.last_number > segment && !may_be_several) {
+                return Err(BadSegmentHeader::Damaged);
+            }
+        }
+        // Numbers are counted on.
+        let is_possible = (1..INDEX_END).contains(&first_index.0) && header.last_number < u64::MAX;
+        if version == 0 || !is_possible || !frame::is_zero(fields) {
             return Err(BadSegmentHeader::Damaged);
         }
-        Ok(SegmentHeader { identity: Identity { log_id, segment, group }, first_index, file_bytes })
+        Ok(header)
     }
 }
 
-/// Where a segment's entries are. Rows are in order of index; they may have gaps once compaction exists.
+/// How strictly the entries of a segment follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Every index and every ordinal is there: as written.
+    Dense,
+    /// Indexes and ordinals rise, and some are left out: after compaction, and in files made of chosen facts.
+    Sparse,
+}
+
+/// Where a segment's entries are. Rows are in order of index; those of a compacted segment have gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     first_index: u64,
@@ -123,6 +219,17 @@ impl Table {
         self.rows.len()
     }
 
+    /// The entry behind the one that begins at an offset: its index, and where it begins.
+    pub(super) fn after(&self, offset: u64) -> Option<(LogIndex, u64)> {
+        let at = self.rows.partition_point(|row| u64::from(row.1) * frame::ALIGN_BYTES as u64 <= offset);
+        self.row(at)
+    }
+
+    fn row(&self, at: usize) -> Option<(LogIndex, u64)> {
+        let (index, offset) = self.rows.get(at)?;
+        Some((LogIndex(self.first_index + u64::from(*index)), u64::from(*offset) * frame::ALIGN_BYTES as u64))
+    }
+
     /// The offset of the first entry at or after an index.
     pub(super) fn find(&self, index: LogIndex) -> Option<(LogIndex, u64)> {
         let wanted = index.0.saturating_sub(self.first_index);
@@ -130,8 +237,7 @@ impl Table {
         let exact =
             usize::try_from(wanted).ok().filter(|at| self.rows.get(*at).is_some_and(|row| row.0 as usize == *at));
         let at = exact.unwrap_or_else(|| self.rows.partition_point(|row| u64::from(row.0) < wanted));
-        let (index, offset) = self.rows.get(at)?;
-        Some((LogIndex(self.first_index + u64::from(*index)), u64::from(*offset) * frame::ALIGN_BYTES as u64))
+        self.row(at)
     }
 }
 
@@ -147,7 +253,7 @@ pub(super) struct Trailer {
 }
 
 impl Trailer {
-    pub(super) fn encode(&self, seed: Seed) -> [u8; TRAILER_BYTES as usize] {
+    fn encode(&self, seed: Seed) -> [u8; TRAILER_BYTES as usize] {
         let mut bytes = [0; TRAILER_BYTES as usize];
         bytes[8..16].copy_from_slice(&self.table_offset.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.entries_end.to_le_bytes());
@@ -178,12 +284,21 @@ impl Trailer {
     }
 
     /// Whether a segment with this header can end with it. What a trailer says is counted on, so that it is not enough
-    /// that its CRC is right.
+    /// that its CRC is right. Of a compacted segment the last index may be of an entry that is gone, and entries may be
+    /// fewer than indexes, never more.
     pub(super) fn fits(&self, header: &SegmentHeader) -> bool {
+        let end = self.last_index.0.saturating_add(1);
         (SEGMENT_HEADER_BYTES..=self.table_offset).contains(&self.entries_end)
-            && self.entries <= header.file_bytes / ROW_BYTES
+            && (header.first_index.0..INDEX_END).contains(&end)
+            && self.entries <= (end - header.first_index.0).min(header.file_bytes / ROW_BYTES)
             && self.table_offset.checked_add(seal_bytes(self.entries as usize)) == Some(header.file_bytes)
-            && (header.first_index.0..INDEX_END).contains(&(self.last_index.0.saturating_add(1)))
+    }
+
+    /// Whether it is that of these entries, whose table was compared. Of a compacted segment the last may be gone.
+    pub(super) fn counts(&self, order: Order, facts: u64, last_index: LogIndex) -> bool {
+        facts == self.facts
+            && last_index <= self.last_index
+            && (order == Order::Sparse || last_index == self.last_index)
     }
 }
 
@@ -202,29 +317,31 @@ pub(super) fn entry_bytes_max(file_bytes: u64) -> u64 {
     file_bytes.saturating_sub(SEGMENT_HEADER_BYTES + seal_bytes(1))
 }
 
-/// The bytes that seal a segment, and where they go: they end at the end of the file.
-pub(super) fn encode_seal(seed: Seed, file_bytes: u64, table: &Table, entries_end: u64, facts: u64) -> (u64, Vec<u8>) {
-    let table_offset = file_bytes - seal_bytes(table.len());
+/// The trailer of a segment of this length whose table has these entries.
+pub(super) fn trailer(file_bytes: u64, table: &Table, entries_end: u64, last_index: LogIndex, facts: u64) -> Trailer {
+    let entries = table.len() as u64;
+    Trailer { table_offset: file_bytes - seal_bytes(table.len()), entries_end, last_index, entries, facts }
+}
+
+/// The bytes that seal a segment. They go to the offset of the table, and end at the end of the file.
+pub(super) fn encode_seal(seed: Seed, table: &Table, trailer: &Trailer) -> Vec<u8> {
     let mut rows = Vec::with_capacity(table.len() * ROW_BYTES as usize);
     for (index, offset) in &table.rows {
         rows.extend_from_slice(&index.to_le_bytes());
         rows.extend_from_slice(&offset.to_le_bytes());
     }
-    // A segment is sealed without entries if the first does not fit into it: it was made when segments were shorter.
-    let last_index = LogIndex(table.first_index + table.rows.last().map_or(0, |row| u64::from(row.0) + 1) - 1);
     let header = Header {
         kind: Kind::Table,
         ordinal: 0,
         blank_sectors: 0,
-        index: last_index,
+        index: trailer.last_index,
         payload_bytes: rows.len() as u32,
         payload_crc: crc32fast::hash(&rows),
     };
-    let trailer = Trailer { table_offset, entries_end, last_index, entries: table.len() as u64, facts };
     let mut seal = header.encode(seed).to_vec();
     seal.extend_from_slice(&rows);
     seal.extend_from_slice(&trailer.encode(seed));
-    (table_offset, seal)
+    seal
 }
 
 /// Reads the table frame that a trailer points to. None if it is damaged or does not agree with the trailer.
@@ -252,7 +369,11 @@ mod tests {
 
     fn header() -> SegmentHeader {
         let identity = Identity { log_id: Uuid::from_u128(0x1234), segment: 9, group: 0 };
-        SegmentHeader { identity, first_index: LogIndex(100), file_bytes: 4096 }
+        SegmentHeader {
+            last_number: 11,
+            judged_at: Lsn::new(LogIndex(700), 3),
+            ..SegmentHeader::fresh(identity, LogIndex(100), 4096)
+        }
     }
 
     #[test]
@@ -264,6 +385,14 @@ mod tests {
             bad[at] ^= 0x10;
             assert_eq!(SegmentHeader::decode(&bad), Err(BadSegmentHeader::Damaged), "byte {at}");
         }
+    }
+
+    #[test]
+    fn only_a_part_of_the_log_has_to_be_compacted_to_stand_for_several() {
+        let never = SegmentHeader { judged_at: Lsn::ZERO, ..header() };
+        assert_eq!(SegmentHeader::decode(&never.encode()), Err(BadSegmentHeader::Damaged));
+        let state = SegmentHeader { content: Content::HotState, ..never };
+        assert_eq!(SegmentHeader::decode(&state.encode()), Ok(state));
     }
 
     #[test]
@@ -283,8 +412,9 @@ mod tests {
         let mut table = Table::new(LogIndex(10));
         table.push(LogIndex(10), 512);
         table.push(LogIndex(11), 600);
-        let (offset, seal) = encode_seal(seed, 4096, &table, 700, 5);
-        assert_eq!(offset + seal.len() as u64, 4096);
+        let trailer = trailer(4096, &table, 700, LogIndex(12), 5);
+        let seal = encode_seal(seed, &table, &trailer);
+        assert_eq!(trailer.table_offset + seal.len() as u64, 4096);
         let read = |seal: &[u8]| {
             let (frame, trailer) = seal.split_last_chunk().unwrap();
             let trailer = Trailer::decode(seed, trailer)?;
@@ -312,11 +442,20 @@ mod tests {
             Trailer { entries: 3, ..good },
             Trailer { entries: u64::MAX, ..good },
             Trailer { last_index: LogIndex(98), ..good },
+            // Two entries, and only one index.
+            Trailer { last_index: LogIndex(100), ..good },
             Trailer { last_index: LogIndex(INDEX_END - 1), ..good },
             Trailer { last_index: LogIndex(u64::MAX), ..good },
         ] {
             assert!(!bad.fits(&header()), "{bad:?}");
         }
+        assert!(Trailer { last_index: LogIndex(900), ..good }.fits(&header()), "entries may be gone");
+    }
+
+    #[test]
+    fn a_header_with_a_number_that_none_can_follow_is_damaged() {
+        let bad = SegmentHeader { last_number: u64::MAX, ..header() };
+        assert_eq!(SegmentHeader::decode(&bad.encode()), Err(BadSegmentHeader::Damaged));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
 
 use super::frame::{self, BadHeader, Commit, HEADER_BYTES, Header, Kind, Seed};
+use super::segment::Order;
 use crate::disk::File;
 
 /// Reads a file through a buffer that runs ahead.
@@ -125,9 +126,10 @@ pub(super) enum Step {
 pub(super) struct Walk {
     pub(super) window: Window,
     seed: Seed,
+    order: Order,
     /// Where the next entry begins.
     pub(super) offset: u64,
-    /// The index of the next entry.
+    /// The index of the next entry, at least.
     pub(super) index: LogIndex,
     /// No entry reaches beyond this.
     pub(super) limit: u64,
@@ -136,46 +138,57 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Starts at the entry `index`, which begins at `offset`.
-    pub(super) fn new(window: Window, seed: Seed, index: LogIndex, offset: u64, limit: u64) -> Walk {
-        Walk { window, seed, offset, index, limit, durable_before: LogIndex::ZERO }
+    pub(super) fn new(window: Window, seed: Seed, order: Order, index: LogIndex, offset: u64, limit: u64) -> Walk {
+        Walk { window, seed, order, offset, index, limit, durable_before: LogIndex::ZERO }
     }
 
     /// Goes over one entry and shows its facts, whose CRCs were right, with the offsets of their frames. Stays in place unless the entry is whole.
     pub(super) fn step(&mut self, each: &mut dyn FnMut(Lsn, &[u8], u64)) -> io::Result<Step> {
         let mut headers_crc = self.seed.hasher();
         let mut at = self.offset;
-        let mut ordinal = 0_u32;
+        let (mut index, mut facts, mut ordinal_due) = (self.index, 0_u32, 0_u32);
         if at == self.limit {
             return Ok(Step::End);
         }
         loop {
-            let bad = |problem| Step::Bad(Bad { offset: at, index: self.index, problem });
+            let bad = |problem| Step::Bad(Bad { offset: at, index, problem });
             let (header, payload) = match frame_at(&mut self.window, self.seed, at, self.limit)? {
                 Ok(found) => found,
                 Err(Problem::Blank) if at == self.offset => return Ok(Step::End),
                 Err(problem) => return Ok(bad(problem)),
             };
-            if header.index != self.index || u32::from(header.ordinal) != ordinal || header.kind == Kind::Table {
+            let ordinal = u32::from(header.ordinal);
+            let due = match (self.order, header.kind) {
+                (_, Kind::Table) => false,
+                (_, Kind::Commit) => ordinal == facts,
+                (Order::Dense, Kind::Fact) => ordinal == ordinal_due,
+                (Order::Sparse, Kind::Fact) => ordinal >= ordinal_due,
+            };
+            // Where entries are left out, the first frame of an entry says which one it is.
+            let skips = self.order == Order::Sparse && at == self.offset && header.index > index;
+            if !due || (header.index != index && !skips) {
                 return Ok(bad(Problem::OutOfOrder(header)));
             }
+            index = header.index;
             let end = at + header.frame_bytes();
             if header.kind == Kind::Fact {
-                each(Lsn::new(self.index, header.ordinal), payload, at);
+                each(Lsn::new(index, header.ordinal), payload, at);
                 headers_crc.update(&header.encode(self.seed)[..28]);
-                ordinal += 1;
-                at = end;
+                (facts, ordinal_due, at) = (facts + 1, ordinal + 1, end);
                 continue;
             }
-            let durable = self.durable_before.0..self.index.0;
+            let durable = self.durable_before.0..index.0;
             let commit = Commit::decode(payload).filter(|commit| {
                 commit.headers_crc == headers_crc.clone().finalize()
-                    && commit.facts == ordinal
+                    && commit.facts == facts
                     && header.blank_sectors == 0
                     && durable.contains(&commit.durable_before.0)
             });
-            let Some(commit) = commit else { return Ok(bad(Problem::Commit)) };
-            let found = Found { index: self.index, offset: self.offset, end, commit };
-            (self.offset, self.index, self.durable_before) = (end, self.index.next(), commit.durable_before);
+            let Some(commit) = commit else {
+                return Ok(Step::Bad(Bad { offset: at, index, problem: Problem::Commit }));
+            };
+            let found = Found { index, offset: self.offset, end, commit };
+            (self.offset, self.index, self.durable_before) = (end, index.next(), commit.durable_before);
             return Ok(Step::Entry(found));
         }
     }
@@ -221,6 +234,6 @@ pub struct ReadEntry {
     pub based_on: LogIndex,
     /// Raft's term.
     pub term: u64,
-    /// The payloads of its facts, in order of their ordinals.
-    pub facts: Vec<Bytes>,
+    /// The ordinals and payloads of its facts, in order. Ordinals are left out where compaction removed a fact.
+    pub facts: Vec<(u16, Bytes)>,
 }

@@ -13,7 +13,7 @@ use super::error::Failure;
 use super::frame::{Identity, Seed};
 use super::prepare::{Prepared, StepFailed};
 use super::recovery::Recovered;
-use super::segment::{self, SegmentHeader, Table, Trailer};
+use super::segment::{self, SegmentHeader, Table};
 
 /// The end of the log. Invariant: everything before `end` is durable and in the catalogue.
 #[derive(Debug)]
@@ -83,25 +83,15 @@ impl Writer {
 
     /// Seals the segment and goes on in a prepared one.
     pub(super) fn rotate(&mut self, next: Prepared) -> Result<(), Failure> {
-        let (offset, seal) = self
-            .active
-            .table(|table| segment::encode_seal(self.seed, self.active.file_bytes, table, self.end, self.facts));
-        self.make_durable(&seal, offset)?;
-        let Identity { segment: number, .. } = self.active.identity;
-        let sealed = Sealed {
-            number,
-            first_index: self.active.first_index,
-            file_bytes: self.active.file_bytes,
-            trailer: Trailer {
-                table_offset: offset,
-                entries_end: self.end,
-                last_index: self.last_index,
-                entries: self.active.table(|table| table.len() as u64),
-                facts: self.facts,
-            },
-        };
-        let identity = Identity { segment: next.number, ..self.active.identity };
-        let header = SegmentHeader { identity, first_index: self.last_index.next(), file_bytes: next.file_bytes };
+        let Active { identity, first_index, file_bytes, .. } = *self.active;
+        let (trailer, seal) = self.active.table(|table| {
+            let trailer = segment::trailer(file_bytes, table, self.end, self.last_index, self.facts);
+            (trailer, segment::encode_seal(self.seed, table, &trailer))
+        });
+        self.make_durable(&seal, trailer.table_offset)?;
+        let sealed = Sealed::new(SegmentHeader::fresh(identity, first_index, file_bytes), trailer);
+        let identity = Identity { segment: next.number, ..identity };
+        let header = SegmentHeader::fresh(identity, self.last_index.next(), next.file_bytes);
         next.publish(&*self.catalog.disk, &self.catalog.dir, &header, &[])?;
         self.active = Arc::new(Active::empty(&self.catalog.dir, &header, next.file));
         (self.seed, self.end, self.facts) = (identity.seed(), segment::SEGMENT_HEADER_BYTES, 0);

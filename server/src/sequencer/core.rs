@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Granted, KeptAlive, Released, Submission, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Released, Submission, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -106,6 +106,8 @@ impl Core {
                 let answer = read(&self.view);
                 self.batch.answers.push(answer);
             }
+            Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
+            Work::Decide { decide, .. } => decide(Some(self)),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }
@@ -230,7 +232,7 @@ impl Core {
         let grant = branch.and_then(Branch::lease);
         Granted {
             token,
-            ttl: grant.map(|grant| grant.ttl).unwrap_or_default(),
+            ttl: grant.map(Grant::ttl).unwrap_or_default(),
             lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
             head: branch.and_then(Branch::head),
             seen: self.seen(),
@@ -244,7 +246,7 @@ impl Core {
                 let grant = state.check_lease(lease)?;
                 leases.hear(grant.token);
                 self.counters.keepalive();
-                Ok(grant.ttl)
+                Ok(grant.ttl())
             });
             KeptAlive { leases: kept.collect(), seen: state.applied() }
         });
@@ -261,6 +263,30 @@ impl Core {
             self.serve(&pipeline, &branch);
         }
         Ok(Released { seen: self.seen() })
+    }
+
+    /// Decides something rare, and answers.
+    pub(super) fn decide_rare<T: Send + 'static>(
+        &mut self,
+        decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal>,
+        reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
+    ) {
+        let decision = decide(&self.view.state, self.clock.wall_ms());
+        let result = decision.and_then(|Decision { fact, answer }| {
+            let lsn = fact.map(|kind| self.check_space().map(|()| self.record_rare(kind))).transpose()?;
+            Ok(Decided { answer, lsn, seen: self.seen() })
+        });
+        self.answer(reply, result);
+    }
+
+    /// A rewind ends the lease of whoever had the branch, so those who wait for it have waited enough.
+    fn record_rare(&mut self, kind: Kind) -> Lsn {
+        let Kind::Rewound(rewound) = &kind else { return self.record(kind) };
+        self.view.leases.forget(Token::from_u64(rewound.previous_token));
+        let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
+        let lsn = self.record(kind);
+        self.serve(&pipeline, &branch);
+        lsn
     }
 
     /// Takes a fact into the state and into the batch.

@@ -11,7 +11,7 @@ use super::core::{Core, shutting_down};
 use super::outbox::{Outbox, log_failed};
 use super::{GRANT_BYTES_MAX, SequencerConfig, Work, lease_clock};
 use crate::error::Refusal;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Room};
 
 /// Entries on their way to the disk before the next is gathered: one being written, one ready to follow it.
 const ENTRIES_IN_FLIGHT_MAX: u64 = 2;
@@ -89,7 +89,9 @@ impl Driver {
                 self.outbox.wait_below(ENTRIES_IN_FLIGHT_MAX);
                 self.hand_over();
             }
-            let reserved = self.log.reserve(self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES);
+            // A full disk is no reason to sit on a branch that nobody works on.
+            let room = if matches!(work, Work::Release { .. }) { Room::Essential } else { Room::Ordinary };
+            let reserved = self.log.reserve(self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES, room);
             self.core.set_no_space(reserved.err().map(|error| no_room(&error)));
         }
         self.core.decide(work);
@@ -135,7 +137,8 @@ pub(super) fn refuse(work: Work) {
         Work::Resume(waiter) => drop(waiter.reply.send(Err(shutting_down()))),
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
-        Work::Read(_) | Work::Nudge | Work::Hurry | Work::Stop => {}
+        Work::Decide { decide, .. } => decide(None),
+        Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => {}
     }
 }
 

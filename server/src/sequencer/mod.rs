@@ -26,8 +26,9 @@ use std::sync::mpsc::{SendError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use fencepost::log::v1::fact::Kind;
 use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
-use fencepost::{Lsn, Token};
+use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
@@ -41,16 +42,17 @@ use self::reply::{Answer, Budget};
 use self::waiters::Waiter;
 use crate::clock::Clock;
 use crate::error::Refusal;
-use crate::index::Index;
+use crate::index::{Forgotten, Index};
 use crate::log::Log;
 use crate::metrics::Counters;
 use crate::state::{Commit, Head, Resume, State};
 
-/// What a fact about a commit, in its frame, may have beyond the request: digest, time, framing; and for each branch.
+/// What a fact about a commit, in its frame, may have beyond the request: digest, time, number, framing; and for each
+/// branch the oldest sequence that it keeps.
 const COMMIT_EXTRA_BYTES: usize = 256;
-const BRANCH_EXTRA_BYTES: usize = 32;
+const BRANCH_EXTRA_BYTES: usize = 48;
 
-/// A release and the grant that it makes possible, in their frames: names, ids and a reason, all bounded.
+/// A release or another decision, and the grant that it makes possible, in their frames: names, ids and a reason, all bounded.
 const GRANT_BYTES_MAX: usize = 8192;
 
 /// Commits that are decided without looking at the size of the entry in between.
@@ -114,6 +116,29 @@ pub struct Released {
     pub seen: Lsn,
 }
 
+/// How a rare request is decided, if it is not refused.
+#[derive(Debug)]
+pub struct Decision<T> {
+    /// What becomes a fact; nothing if it was done before.
+    pub fact: Option<Kind>,
+    /// What the caller hears once the fact, and all that was seen, is durable.
+    pub answer: T,
+}
+
+/// A rare request was decided.
+#[derive(Debug)]
+pub struct Decided<T> {
+    /// What the decision answers.
+    pub answer: T,
+    /// Where its fact is in the log, if it made one.
+    pub lsn: Option<Lsn>,
+    /// The newest fact when the answer was decided.
+    pub seen: Lsn,
+}
+
+/// Decides on the sequencer's thread and answers; without a core it refuses, because the server stops.
+type DecideWork = Box<dyn FnOnce(Option<&mut Core>) + Send>;
+
 /// Looks at the state on the sequencer's thread and makes the answer.
 type ReadWork = Box<dyn FnOnce(&View) -> Answer + Send>;
 
@@ -148,6 +173,13 @@ enum Work {
         reply: oneshot::Sender<Result<Released, Refusal>>,
     },
     Read(ReadWork),
+    /// The index on disk has everything through this entry, so it need not be in memory any more.
+    Forget(LogIndex, std::sync::mpsc::Sender<Forgotten>),
+    /// Anything rare that becomes a fact of at most so many bytes.
+    Decide {
+        bytes: usize,
+        decide: DecideWork,
+    },
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -162,7 +194,8 @@ impl Work {
         match self {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
-            Work::KeepAlive { .. } | Work::Read(_) | Work::Nudge | Work::Hurry | Work::Stop => 0,
+            Work::Decide { bytes, .. } => bytes + GRANT_BYTES_MAX,
+            Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
 }
@@ -306,6 +339,33 @@ impl Sequencer {
                 let seen = view.state.applied();
                 Answer::once(reply, look(view).map(|found| (found, seen)))
             }))
+        })
+        .await
+    }
+
+    /// Lets go of recent history that the index on disk has, all through this entry. Blocks until that is done; what it
+    /// frees, which may take a while, it frees on the caller's thread.
+    pub fn forget_through(&self, index: LogIndex) {
+        let (forgotten, dropped_here) = std::sync::mpsc::channel();
+        self.send(Work::Forget(index, forgotten));
+        // A sequencer that is gone has freed everything.
+        drop(dropped_here.recv());
+    }
+
+    /// Decides something rare. `decide` looks at the state and the wall clock on the sequencer's thread; the fact that it
+    /// makes has at most so many bytes beyond a few KiB of names, and the answer comes once all that it saw is durable.
+    pub async fn decide<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
+    ) -> Result<Decided<T>, Refusal> {
+        self.ask(|reply| {
+            let decide: DecideWork = Box::new(move |core| match core {
+                Some(core) => core.decide_rare(decide, reply),
+                // A caller that is gone does not hear it.
+                None => drop(reply.send(Err(core::shutting_down()))),
+            });
+            Work::Decide { bytes, decide }
         })
         .await
     }

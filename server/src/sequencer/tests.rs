@@ -328,6 +328,7 @@ async fn when_the_disk_fails_everybody_hears_unknown_and_nothing_is_tried_again(
 async fn a_full_disk_refuses_commits_before_anything_is_torn_and_goes_on_reading() {
     let running = Running::start();
     let token = running.grant("jfk").await;
+    let given_back = running.grant("lax").await;
     // Two segments were prepared; there is no room for a third.
     running.disk.set_capacity(Some(2 * SEGMENT_BYTES + (64 << 10)));
     let mut sequence = 0;
@@ -343,6 +344,13 @@ async fn a_full_disk_refuses_commits_before_anything_is_torn_and_goes_on_reading
     assert!(sequence > 10, "what was prepared was used first");
     let request = KeepAliveRequest { cluster: None, leases: vec![lease("jfk", token)] };
     assert_eq!(running.sequencer.keep_alive(request).await.unwrap().leases, [Ok(TTL)]);
+    // To the last byte that commits may have. A release still finds room.
+    while running.commit(commit(&format!("{sequence}"), "jfk", token, sequence + 1)).await.is_ok() {
+        sequence += 1;
+    }
+    running.sequencer.release(None, lease("lax", given_back)).await.unwrap();
+    let refusal = running.commit(commit("none", "jfk", token, sequence + 1)).await.unwrap_err();
+    assert_eq!(refusal.reason, Reason::NoSpace, "{refusal}");
     running.disk.set_capacity(None);
     // It recovers by itself; how soon is the preparer's affair.
     while running.commit(commit("last", "jfk", token, sequence + 1)).await.is_err() {

@@ -10,7 +10,7 @@ use fencepost::{Lsn, Reason};
 use tonic::{Request, Response, Status};
 
 use super::status::status;
-use super::{Backend, facts, shape};
+use super::{Backend, facts, history, shape};
 use crate::error::Refusal;
 use crate::sequencer::View;
 use crate::state::{Branch, Pipeline, check_name, check_pipeline};
@@ -44,15 +44,12 @@ impl CheckpointService for Service {
         let Backend { sequencer, log, .. } = &self.0;
         let GetCheckpointRequest { cluster, pipeline, branch, sequence, without_state } = request.into_inner();
         check_branch(&pipeline, &branch)?;
+        let place = history::place(&self.0, &pipeline, &branch, sequence).await.map_err(status)?;
         let (name, of) = (branch.clone(), pipeline.clone());
         let (lsn, seen) = sequencer
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
-                let head = known_branch(view, &of, &name)?.head().map_or(0, |head| head.sequence);
-                view.index.commit(&of, &name, sequence).ok_or_else(|| {
-                    let what = format!("branch '{name}' of '{of}' has no checkpoint {sequence}: its head is {head}");
-                    missing(&what).with("actual_head", head)
-                })
+                view.state.check_place(&of, &name, sequence, place)
             })
             .await
             .map_err(status)?;
@@ -68,20 +65,26 @@ impl CheckpointService for Service {
         let Backend { sequencer, log, .. } = &self.0;
         let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size } = request.into_inner();
         check_branch(&pipeline, &branch)?;
-        let page_size = shape::page_size(page_size).map_err(status)? as u64;
+        let page_size = shape::page_size(page_size).map_err(status)?;
+        let (name, of) = (branch.clone(), pipeline.clone());
+        let kept = sequencer.read(move |view| {
+            view.state.check_cluster(cluster.as_ref())?;
+            // One more than the page, to know whether there is another page.
+            view.state.kept_before(&of, &name, before_sequence, page_size + 1)
+        });
+        let (mut sequences, _) = kept.await.map_err(status)?;
+        let is_more = sequences.len() > page_size;
+        sequences.truncate(page_size);
+        let next_before_sequence = sequences.last().copied().filter(|_| is_more).unwrap_or(0);
+        let places = history::places(&self.0, &pipeline, &branch, sequences).await.map_err(status)?;
         let (name, of) = (branch.clone(), pipeline.clone());
         let (places, seen) = sequencer
             .read(move |view| {
-                view.state.check_cluster(cluster.as_ref())?;
-                let head = known_branch(view, &of, &name)?.head().map_or(0, |head| head.sequence);
-                let newest = if before_sequence == 0 { head } else { head.min(before_sequence - 1) };
-                let oldest = (newest + 1).saturating_sub(page_size).max(1);
-                let places = (oldest..=newest).rev().filter_map(|sequence| view.index.commit(&of, &name, sequence));
-                Ok((places.collect::<Vec<Lsn>>(), if oldest > 1 { oldest } else { 0 }))
+                let is_kept = |(sequence, lsn)| view.state.check_place(&of, &name, sequence, Some(lsn)).ok();
+                Ok(places.into_iter().filter_map(is_kept).collect::<Vec<Lsn>>())
             })
             .await
             .map_err(status)?;
-        let (places, next_before_sequence) = places;
         let log = log.clone();
         let checkpoints = facts::blocking(move || {
             places.into_iter().map(|lsn| facts::checkpoint(&log, lsn, &pipeline, &branch, true)).collect()
@@ -195,8 +198,9 @@ fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> Bran
         lease: branch.lease().map(|grant| LeaseInfo {
             token: grant.token.as_u64(),
             holder: grant.holder.to_string(),
-            ttl_ms: grant.ttl.as_millis() as u64,
-            remaining_ms: (grant.ttl + grant.lock_delay).saturating_sub(view.silent(grant.token)).as_millis() as u64,
+            ttl_ms: grant.ttl().as_millis() as u64,
+            remaining_ms: (grant.ttl() + grant.lock_delay()).saturating_sub(view.silent(grant.token)).as_millis()
+                as u64,
             granted_at_ms: grant.granted_at_ms,
         }),
         head_sequence: head.map_or(0, |head| head.sequence),

@@ -5,8 +5,8 @@ use fencepost::v1::{GetStatusRequest, GetStatusResponse, LogStatus};
 use fencepost::{Lsn, Reason};
 use tonic::{Request, Response, Status};
 
-use super::Backend;
 use super::status::status;
+use super::{Backend, store_status};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -36,7 +36,7 @@ impl ClusterService for Service {
             branches,
             leases,
             counters: Some(sequencer.counters().snapshot()),
-            store: None,
+            store: Some(store_status::store_status(&self.0)),
         }))
     }
 }

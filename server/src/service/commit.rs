@@ -20,11 +20,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::oversized::name_oversized_status;
 use super::status::{message, status};
-use super::{Backend, facts, shape};
+use super::{Backend, facts, history, shape};
 use crate::config::limits;
 use crate::error::Refusal;
-use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission};
-use crate::state::{Resolution, check_name, check_pipeline};
+use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission, View};
+use crate::state::{Resolution, WINDOW_COMMITS, check_name, check_pipeline};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -70,37 +70,43 @@ impl CommitService for Service {
         &self,
         request: Request<ResolveCommitRequest>,
     ) -> Result<Response<ResolveCommitResponse>, Status> {
-        let Backend { sequencer, log, .. } = &self.0;
+        let sequencer = &self.0.sequencer;
         let request = request.into_inner();
         check_pipeline("pipeline", &request.pipeline).map_err(status)?;
         shape::check_id("commit_id", &request.commit_id).map_err(status)?;
         if !request.branch.is_empty() {
             check_name("branch", &request.branch).map_err(status)?;
         }
-        let commit_id = request.commit_id.clone();
-        let (place, seen) = sequencer
-            .read(move |view| {
-                let ResolveCommitRequest { cluster, pipeline, commit_id, branch, sequence } = request;
-                let known = (!branch.is_empty()).then_some((branch.as_str(), sequence));
-                let resolution = view.state.resolve_commit(cluster.as_ref(), &pipeline, &commit_id, known)?;
-                Ok(match resolution {
-                    Resolution::Applied(lsn) => Place::Certain(lsn),
-                    Resolution::NotApplied => Place::Nowhere,
-                    Resolution::AskHistory => {
-                        view.index.commit(&pipeline, &branch, sequence).map_or(Place::Nowhere, Place::Possible)
-                    }
-                })
-            })
-            .await
-            .map_err(status)?;
-        let lsn = match place {
-            Place::Certain(lsn) => Some(lsn),
-            Place::Possible(lsn) => {
-                let log = log.clone();
-                let (_, found) = facts::blocking(move || facts::commit(&log, lsn)).await?;
-                (found.commit_id == commit_id).then_some(lsn)
+        let ResolveCommitRequest { pipeline, commit_id, branch, sequence, .. } = request.clone();
+        let resolved = sequencer.read(move |view| {
+            let ResolveCommitRequest { cluster, pipeline, commit_id, branch, sequence } = request;
+            let known = (!branch.is_empty()).then_some((branch.as_str(), sequence));
+            view.state.resolve_commit(cluster.as_ref(), &pipeline, &commit_id, known)
+        });
+        let (resolution, seen) = match resolved.await {
+            // Of a commit whose checkpoints are still retained the index knows the id.
+            Err(refusal) if refusal.reason == Reason::DedupeWindowExceeded => {
+                match history::commit_id(&self.0, &pipeline, &commit_id).await.map_err(status)? {
+                    Some(lsn) => (Resolution::Perhaps(lsn), lsn),
+                    None => return Err(status(refusal)),
+                }
             }
-            Place::Nowhere => None,
+            resolved => resolved.map_err(status)?,
+        };
+        let (lsn, seen) = match resolution {
+            Resolution::Applied(lsn) => (Some(lsn), seen),
+            Resolution::NotApplied => (None, seen),
+            Resolution::Perhaps(lsn) => self.unless_undone(lsn, &commit_id).await?,
+            Resolution::AskHistory => {
+                let place = match history::place(&self.0, &pipeline, &branch, sequence).await.map_err(status)? {
+                    None => history::commit_id(&self.0, &pipeline, &commit_id).await.map_err(status)?,
+                    place => place,
+                };
+                match place {
+                    Some(lsn) => self.unless_undone(lsn, &commit_id).await?,
+                    None => return Err(status(forgotten(&pipeline, &branch, sequence, &commit_id))),
+                }
+            }
         };
         let outcome = if lsn.is_some() { Resolved::Applied } else { Resolved::NotApplied };
         Ok(Response::new(ResolveCommitResponse {
@@ -111,12 +117,26 @@ impl CommitService for Service {
     }
 }
 
-/// Where a commit whose answer was lost may be.
-enum Place {
-    Certain(Lsn),
-    /// The branch has a commit of that sequence there; its id tells whether it is the one.
-    Possible(Lsn),
-    Nowhere,
+impl Service {
+    /// Whether the commit at `lsn` is the one with this id, and no rewind has left any of it behind.
+    async fn unless_undone(&self, lsn: Lsn, commit_id: &str) -> Result<(Option<Lsn>, Lsn), Status> {
+        let Backend { sequencer, log, .. } = &self.0;
+        let log = log.clone();
+        let found = facts::blocking(move || facts::commit(&log, lsn)).await?;
+        let found = found.filter(|found| found.commit_id == commit_id);
+        let counts = move |view: &View| Ok(found.is_some_and(|found| !view.state.is_undone(lsn, &found)));
+        let (counts, seen) = sequencer.read(counts).await.map_err(status)?;
+        Ok((counts.then_some(lsn), seen))
+    }
+}
+
+/// What a caller is told who asks so late that retention has removed the commit, if it was one.
+fn forgotten(pipeline: &str, branch: &str, sequence: u64, commit_id: &str) -> Refusal {
+    let message = format!(
+        "commit '{commit_id}' is not among the newest {WINDOW_COMMITS} of '{pipeline}', and checkpoint {sequence} of branch \
+         '{branch}' is not kept any more: the branch is past it, so read the head and go on from there"
+    );
+    Refusal::new(Reason::DedupeWindowExceeded, message).with("commit_id", commit_id)
 }
 
 fn response(done: CommitDone, header: Option<Header>) -> CommitResponse {

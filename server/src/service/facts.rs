@@ -14,7 +14,7 @@ use super::status::status;
 use crate::error::Refusal;
 use crate::log::{Log, ReadError};
 
-/// Reads the checkpoint that the commit at `lsn` gave the branch, and compares its CRC. Off the async threads, because
+/// Reads the checkpoint that the fact at `lsn` gave the branch, and compares its CRC. Off the async threads, because
 /// the disk may make it wait.
 pub(super) async fn read_checkpoint(
     log: &Arc<Log>,
@@ -31,7 +31,7 @@ pub(super) async fn read_checkpoint(
 pub(super) async fn predecessor(log: &Arc<Log>, lsn: Lsn) -> Result<Option<Predecessor>, Status> {
     let log = Arc::clone(log);
     blocking(move || {
-        let fact = decode(lsn, log.read(lsn).map_err(unreadable)?)?;
+        let fact = read(&log, lsn)?;
         let Some(Kind::LeaseGranted(granted)) = fact.kind else {
             return Err(corrupt(lsn, "it is no grant".to_owned()));
         };
@@ -50,7 +50,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.map_err(|_| Status::internal("reading the log panicked"))?.map_err(status)
 }
 
-/// The checkpoint that the commit at `lsn` gave the branch.
+/// The checkpoint that the fact at `lsn` gave the branch.
 pub(super) fn checkpoint(
     log: &Log,
     lsn: Lsn,
@@ -58,26 +58,30 @@ pub(super) fn checkpoint(
     branch: &str,
     without_state: bool,
 ) -> Result<StoredCheckpoint, Refusal> {
-    let (at_ms, committed) = commit(log, lsn)?;
-    let moved = committed.branches.into_iter().find(|moved| moved.branch == branch);
-    let moved = moved.filter(|_| committed.pipeline == pipeline);
-    let moved = moved.ok_or_else(|| corrupt(lsn, format!("it does not move branch '{branch}' of '{pipeline}'")))?;
-    let mut checkpoint = moved.checkpoint.unwrap_or_default();
+    let fact = read(log, lsn)?;
+    let made = fact.checkpoints().find(|(name, ..)| *name == branch && fact.pipeline() == Some(pipeline));
+    let (_, sequence, checkpoint) =
+        made.ok_or_else(|| corrupt(lsn, format!("it does not move branch '{branch}' of '{pipeline}'")))?;
+    let mut checkpoint = checkpoint.cloned().ok_or_else(|| {
+        let message = format!("checkpoint {sequence} of branch '{branch}' of '{pipeline}' is not kept any more");
+        Refusal::new(Reason::Compacted, message).with("branch", branch)
+    })?;
     if checkpoint.payload_crc32 != Some(checkpoint.computed_crc32()) {
         return Err(corrupt(lsn, "its payload does not have the CRC it was stored with".to_owned()));
     }
     let state_bytes = checkpoint.state.len() as u64;
+    let moved = fact.commit().and_then(|commit| commit.branches.iter().find(|moved| moved.branch == branch));
     if without_state {
         leave_state_out(&mut checkpoint);
     }
     Ok(StoredCheckpoint {
-        pipeline: committed.pipeline,
-        branch: moved.branch,
-        sequence: moved.sequence,
-        token: moved.token,
+        pipeline: pipeline.to_owned(),
+        branch: branch.to_owned(),
+        sequence,
+        token: moved.map_or(0, |moved| moved.token),
         lsn: lsn.as_u64(),
-        commit_id: committed.commit_id,
-        committed_at_ms: at_ms,
+        commit_id: fact.commit().map_or_else(String::new, |commit| commit.commit_id.clone()),
+        committed_at_ms: committed_at_ms(&fact),
         state_bytes,
         checkpoint: Some(checkpoint),
     })
@@ -92,12 +96,35 @@ pub(super) fn leave_state_out(checkpoint: &mut Checkpoint) {
     }
 }
 
-/// The commit at `lsn`, and when it was made.
-pub(super) fn commit(log: &Log, lsn: Lsn) -> Result<(u64, Committed), Refusal> {
-    let fact = decode(lsn, log.read(lsn).map_err(unreadable)?)?;
+/// The commit at `lsn`, perhaps an imported one. `None`: the branch was forked there.
+pub(super) fn commit(log: &Log, lsn: Lsn) -> Result<Option<Committed>, Refusal> {
+    let fact = read(log, lsn)?;
     match fact.kind {
-        Some(Kind::Committed(committed)) => Ok((fact.at_ms, committed)),
+        Some(Kind::Committed(committed)) => Ok(Some(committed)),
+        Some(Kind::Imported(imported)) => Ok(imported.commit),
+        Some(Kind::Forked(_)) => Ok(None),
         _ => Err(corrupt(lsn, "it is no commit".to_owned())),
+    }
+}
+
+/// When the checkpoints in the fact were committed, here or, if they were imported, where they come from.
+pub(super) fn committed_at_ms(fact: &Fact) -> u64 {
+    match &fact.kind {
+        Some(Kind::Imported(imported)) => imported.committed_at_ms,
+        _ => fact.at_ms,
+    }
+}
+
+/// The fact at `lsn`.
+pub(super) fn read(log: &Log, lsn: Lsn) -> Result<Fact, Refusal> {
+    decode(lsn, log.read(lsn).map_err(unreadable)?)
+}
+
+/// The same, if compaction has not removed it meanwhile.
+pub(super) fn find(log: &Log, lsn: Lsn) -> Result<Option<Fact>, Refusal> {
+    match log.read(lsn) {
+        Err(ReadError::NotFound(_)) => Ok(None),
+        payload => decode(lsn, payload.map_err(unreadable)?).map(Some),
     }
 }
 
@@ -108,13 +135,17 @@ pub(super) fn decode(lsn: Lsn, payload: Bytes) -> Result<Fact, Refusal> {
 
 /// What a reader of the log is told.
 pub(super) fn unreadable(error: ReadError) -> Refusal {
+    if let ReadError::NotFound(lsn) = error {
+        let message = format!("what was at LSN {lsn} is not kept any more, and was removed while it was looked for");
+        return Refusal::new(Reason::Compacted, message).with("lsn", lsn.as_u64());
+    }
     Refusal::new(
         Reason::Corrupt,
         format!("{error}; nothing else is affected: run 'fencepost verify' to see the damage"),
     )
 }
 
-fn corrupt(lsn: Lsn, what: String) -> Refusal {
+pub(super) fn corrupt(lsn: Lsn, what: String) -> Refusal {
     let message = format!("the fact at LSN {lsn} is not what the index says: {what}; run 'fencepost verify'");
     Refusal::new(Reason::Corrupt, message).with("lsn", lsn.as_u64())
 }

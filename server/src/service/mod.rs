@@ -2,14 +2,19 @@
 //!
 //! The only module that names `tonic::Status`.
 
+mod audit;
 mod checkpoint;
 mod cluster;
 mod commit;
 mod facts;
+mod history;
 mod lease;
+mod maintenance;
 mod oversized;
+mod pipeline;
 mod shape;
 mod status;
+mod store_status;
 mod tail;
 
 use std::sync::Arc;
@@ -19,6 +24,8 @@ use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
 use fencepost::v1::lease_service_server::LeaseServiceServer;
 use fencepost::v1::log_service_server::LogServiceServer;
+use fencepost::v1::maintenance_service_server::MaintenanceServiceServer;
+use fencepost::v1::pipeline_service_server::PipelineServiceServer;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -26,8 +33,11 @@ use tonic_health::server::HealthReporter;
 
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
+use crate::disk::Disk;
+use crate::index::ColdIndex;
 use crate::log::Log;
 use crate::sequencer::Sequencer;
+use crate::upkeep::Upkeep;
 
 pub use oversized::name_oversized;
 
@@ -36,8 +46,14 @@ pub use oversized::name_oversized;
 pub struct Backend {
     /// Decides.
     pub sequencer: Sequencer,
+    /// Has the files.
+    pub disk: Arc<dyn Disk>,
     /// Holds what checkpoints say.
     pub log: Arc<Log>,
+    /// Knows where old checkpoints are.
+    pub cold: ColdIndex,
+    /// Keeps the store small and checked.
+    pub upkeep: Arc<Upkeep>,
     /// Settings.
     pub config: Arc<Config>,
     /// The only clock.
@@ -65,17 +81,23 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(LeaseServiceServer::new(lease::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CommitServiceServer::new(commit::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Service(backend.clone())))
+        .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
         .add_service(LogServiceServer::new(tail::Service(backend.clone())))
+        .add_service(
+            MaintenanceServiceServer::new(maintenance::Service(backend.clone())).max_decoding_message_size(bytes_max),
+        )
         .add_service(ClusterServiceServer::new(cluster::Service(backend)));
     (routes, health)
 }
 
 /// Their full names, for health checks; the empty one is the server as a whole.
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 8] = [
     "",
     "fencepost.v1.LeaseService",
     "fencepost.v1.CommitService",
     "fencepost.v1.CheckpointService",
+    "fencepost.v1.PipelineService",
     "fencepost.v1.LogService",
+    "fencepost.v1.MaintenanceService",
     "fencepost.v1.ClusterService",
 ];

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
+use fencepost::v1::{
+    BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, Policy, ResumeRequest, Takeover,
+};
 use fencepost::{NAME_BYTES_MAX, Reason};
 
 use crate::config::limits;
@@ -91,6 +93,29 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     }
     let digest = digest(&request);
     Ok(Commit { request, digest, payload_fault })
+}
+
+/// Checks a policy.
+pub(super) fn policy(policy: Option<Policy>) -> Result<Policy, Refusal> {
+    let policy = policy.ok_or_else(|| Refusal::field(Reason::InvalidField, "policy", "", "a policy"))?;
+    if policy.keep_last > limits::KEEP_LAST_MAX {
+        let expected = format!("0 to {}", limits::KEEP_LAST_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "policy.keep_last", policy.keep_last, &expected));
+    }
+    check_ms("policy.keep_for_ms", policy.keep_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)?;
+    check_ms("policy.audit_for_ms", policy.audit_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)?;
+    Ok(policy)
+}
+
+/// Checks who asks for a change of a pipeline's history, and why.
+pub(super) fn asked_by(actor: &str, reason: &str) -> Result<(), Refusal> {
+    let characters = actor.chars().count();
+    if characters > limits::ACTOR_CHARS_MAX || actor.chars().any(char::is_control) {
+        let shown: String = actor.chars().take(60).flat_map(char::escape_default).collect();
+        let expected = format!("at most {} printable characters", limits::ACTOR_CHARS_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "actor", shown, &expected));
+    }
+    check_bytes("reason", reason.len(), limits::REASON_BYTES_MAX)
 }
 
 /// Size of a page: what was asked for, or the default.

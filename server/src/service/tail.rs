@@ -48,7 +48,7 @@ impl LogService for Service {
         let cluster = request.cluster.clone();
         let ((), seen) =
             sequencer.read(move |view| view.state.check_cluster(cluster.as_ref())).await.map_err(status)?;
-        let next = check_start(Lsn::from_u64(request.from_lsn), log.first_lsn(), seen).map_err(status)?;
+        let next = check_start(&request, log.floor(), seen).map_err(status)?;
         let (messages, stream) = mpsc::channel(1);
         let follower = Follower { backend: self.0.clone(), request, next, newest: seen, end: seen.next(), messages };
         tokio::spawn(follower.run());
@@ -56,20 +56,28 @@ impl LogService for Service {
     }
 }
 
-fn check_start(from: Lsn, first: Lsn, seen: Lsn) -> Result<Lsn, Refusal> {
-    if from == Lsn::ZERO {
-        return Ok(first);
+fn check_start(request: &TailRequest, floor: Lsn, seen: Lsn) -> Result<Lsn, Refusal> {
+    let from = Lsn::from_u64(request.from_lsn);
+    if from == Lsn::ZERO && !request.allow_gaps {
+        return Ok(floor);
     }
-    if from < first {
-        let message =
-            format!("the oldest fact that is kept is at LSN {first}, after {from}: reload the state from heads");
-        return Err(Refusal::new(Reason::Compacted, message).with("floor", first.as_u64()));
+    if from < floor && !request.allow_gaps {
+        return Err(compacted(from, floor));
     }
     if from > Lsn::new(seen.index().next(), 0) {
         let message = format!("the newest fact is at LSN {seen}, before {from}: check that this is the right cluster");
         return Err(Refusal::new(Reason::FutureLsn, message).with("lsn", seen.as_u64()));
     }
     Ok(from)
+}
+
+/// What a caller is told who wants all facts from a place where some are gone.
+fn compacted(from: Lsn, floor: Lsn) -> Refusal {
+    let message = format!(
+        "facts at and after LSN {from} were compacted away, and from LSN {floor} on none is missing: reload the state from \
+         heads and go on from there, or ask for what is left with allow_gaps"
+    );
+    Refusal::new(Reason::Compacted, message).with("floor", floor.as_u64())
 }
 
 /// One call: reads ahead of its caller by a few messages, and waits where the log ends.
@@ -141,6 +149,7 @@ impl Follower {
 /// Facts from `next` on, and the last one looked at. `None`: there is nothing yet.
 fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<(Vec<TailFact>, Lsn)>, Refusal> {
     let (mut found, mut bytes, mut looked_at_bytes, mut last) = (Vec::new(), 0, 0, None);
+    let is_below_floor = next < log.floor();
     for fact in log.scan(next).take(LOOKED_AT_MAX) {
         let (lsn, payload) = fact.map_err(facts::unreadable)?;
         let is_enough = bytes >= BYTES_MAX || found.len() >= FACTS_MAX || looked_at_bytes >= LOOKED_AT_BYTES_MAX;
@@ -157,6 +166,12 @@ fn read(log: &Log, request: &TailRequest, next: Lsn, end: Lsn) -> Result<Option<
             found.push(TailFact { lsn: lsn.as_u64(), fact: Some(fact) });
         }
         last = Some(lsn);
+    }
+    // What was read may have gaps if compaction has just been there. A stream that began below the floor may go on with what
+    // is left until it is above, and from then on it is as strict as any other.
+    let floor = log.floor();
+    if next < floor && !(request.allow_gaps && is_below_floor) {
+        return Err(compacted(next, floor));
     }
     Ok(last.map(|last| (found, last)))
 }

@@ -4,6 +4,7 @@ use fencepost::log::v1::{Committed, CommittedBranch};
 use fencepost::v1::{ClusterRef, CommitRequest};
 use fencepost::{Lsn, Reason, Token};
 
+use super::rewind::Rewinds;
 use super::{Branch, Digest, Pipeline, State};
 use crate::error::Refusal;
 
@@ -32,25 +33,30 @@ pub enum CommitVerdict {
 pub enum Resolution {
     /// It is in the log.
     Applied(Lsn),
+    /// It is in the log, but branches were rewound since: it counts if [`State::is_undone`] does not say otherwise of it.
+    Perhaps(Lsn),
     /// It is not.
     NotApplied,
-    /// The branch has had a commit of that sequence; the history knows whether it was this one.
+    /// The branch has a commit of that sequence; the history knows whether it was this one.
     AskHistory,
 }
 
 impl State {
     /// Judges a commit by the checks of `semantics.md`, in their order. `now_ms` is the server's wall clock, compared
-    /// with nothing but the request's own `not_after`.
+    /// with nothing but the request's own `not_after` and the ages that the pipeline's policy keeps.
     pub fn evaluate_commit(&self, commit: Commit, now_ms: u64) -> Result<CommitVerdict, Refusal> {
         let Commit { request, digest, payload_fault } = commit;
         self.check_cluster(request.cluster.as_ref())?;
+        self.check_ready(&request.pipeline)?;
         let pipeline = self.pipeline(&request.pipeline);
 
         if let Some((first, lsn)) = pipeline.and_then(|pipeline| pipeline.window.get(&request.commit_id)) {
-            if first == digest {
-                return Ok(CommitVerdict::AlreadyApplied(lsn));
+            let is_free = pipeline.is_some_and(|pipeline| pipeline.was_undone(&request, lsn, first == digest));
+            match first == digest {
+                _ if is_free => {}
+                true => return Ok(CommitVerdict::AlreadyApplied(lsn)),
+                false => return Err(reused(&request.commit_id, lsn)),
             }
-            return Err(reused(&request.commit_id, lsn));
         }
         for branch in &request.branches {
             self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
@@ -69,16 +75,20 @@ impl State {
             pipeline: request.pipeline,
             commit_id: request.commit_id,
             digest: bytes::Bytes::copy_from_slice(&digest),
-            number: 0,
+            number: pipeline.map_or(0, |pipeline| pipeline.window.newest()) + 1,
             branches: request
                 .branches
                 .into_iter()
-                .map(|branch| CommittedBranch {
-                    branch: branch.branch,
-                    sequence: branch.sequence,
-                    token: branch.token,
-                    checkpoint: branch.checkpoint,
-                    retained_from: 0,
+                .map(|moved| {
+                    let known = pipeline.and_then(|known| Some((known.policy(), known.branches.get(&*moved.branch)?)));
+                    let (policy, branch) = known.expect("a branch whose token was just compared exists");
+                    CommittedBranch {
+                        retained_from: branch.retained_after(policy, moved.sequence, now_ms),
+                        branch: moved.branch,
+                        sequence: moved.sequence,
+                        token: moved.token,
+                        checkpoint: moved.checkpoint,
+                    }
                 })
                 .collect(),
         }))
@@ -96,9 +106,9 @@ impl State {
         self.check_cluster(cluster)?;
         let Some(known) = self.pipeline(pipeline) else { return Ok(Resolution::NotApplied) };
         if let Some((_, lsn)) = known.window.get(commit_id) {
-            return Ok(Resolution::Applied(lsn));
+            return Ok(if known.last_rewound > lsn { Resolution::Perhaps(lsn) } else { Resolution::Applied(lsn) });
         }
-        if !known.window.has_forgotten() {
+        if !known.has_forgotten() {
             return Ok(Resolution::NotApplied);
         }
         let Some((branch, sequence)) = branch else {
@@ -111,6 +121,33 @@ impl State {
         };
         let head = self.branch(pipeline, branch).and_then(Branch::head).map_or(0, |head| head.sequence);
         Ok(if sequence > head { Resolution::NotApplied } else { Resolution::AskHistory })
+    }
+
+    /// Whether a rewind left any of the checkpoints behind that this commit, in the log at `lsn`, made.
+    pub fn is_undone(&self, lsn: Lsn, commit: &Committed) -> bool {
+        let moved = commit.branches.iter().map(|moved| (moved.branch.as_str(), moved.sequence));
+        self.pipeline(&commit.pipeline).is_some_and(|pipeline| pipeline.abandoned_any(moved, lsn))
+    }
+}
+
+impl Pipeline {
+    /// Whether the commit at `lsn`, whose id the request has, was undone by a rewind, so that its id is free again. If it
+    /// is not known to be the same commit, a rewind of any branch of the request frees the id.
+    fn was_undone(&self, request: &CommitRequest, lsn: Lsn, is_same: bool) -> bool {
+        if self.last_rewound <= lsn {
+            return false;
+        }
+        if is_same {
+            return self
+                .abandoned_any(request.branches.iter().map(|moved| (moved.branch.as_str(), moved.sequence)), lsn);
+        }
+        let mut branches = request.branches.iter().filter_map(|moved| self.branches.get(&*moved.branch));
+        branches.any(|branch| branch.rewinds().and_then(Rewinds::last) > Some(lsn))
+    }
+
+    fn abandoned_any<'a>(&self, mut moved: impl Iterator<Item = (&'a str, u64)>, lsn: Lsn) -> bool {
+        let is_abandoned = |branch: &str, sequence| Some(self.branches.get(branch)?.is_abandoned(sequence, lsn));
+        moved.any(|(branch, sequence)| is_abandoned(branch, sequence).unwrap_or(false))
     }
 }
 

@@ -2,44 +2,87 @@
 
 use std::time::Duration;
 
-use fencepost::log::v1::{LeaseGranted, LeaseReleased};
+use fencepost::log::v1::{LeaseGranted, LeaseReleased, Rewound};
 use fencepost::v1::{ClusterRef, LeaseRef, OnMissing, ResumeRequest, Takeover};
 use fencepost::{Lsn, Reason, Token};
 
+use super::window::{self, Digest};
 use super::{Branch, Head, State, check_name, check_pipeline};
 use crate::error::Refusal;
 
-/// A grant: the right of one worker to move one branch.
+/// A grant: the right of one worker to move one branch. There is one for every branch in memory, so it is kept small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The fencing token.
     pub token: Token,
-    /// The stable name of the worker's role.
+    /// The stable name of the worker's role; of a rewind, who asked for it.
     pub holder: Box<str>,
-    /// How long the holder may be silent before others may claim the branch.
-    pub ttl: Duration,
-    /// How much longer others wait after an abnormal loss.
-    pub lock_delay: Duration,
     /// Where the grant is in the log.
     pub lsn: Lsn,
     /// By the server's wall clock, for people.
     pub granted_at_ms: u64,
-    pub(super) request_id: Box<str>,
-    pub(super) released: bool,
+    pub(super) ttl_ms: u32,
+    pub(super) lock_delay_ms: u32,
+    /// The request's id as it is remembered.
+    pub(super) request: Digest,
+    pub(super) standing: Standing,
+}
+
+/// Whether a grant is in force, and if not what ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is the right to move the branch.
+    InForce,
+    /// Its holder gave it back.
+    Released,
+    /// It never was anybody's: a rewind took the branch from whoever had it.
+    Rewound,
+    /// A new generation of the cluster's history began.
+    Ended,
 }
 
 impl Grant {
     pub(super) fn from_fact(lsn: Lsn, at_ms: u64, granted: &LeaseGranted) -> Grant {
+        // Longer than the limits allow, in a log that other software wrote, is as good as for ever.
+        let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
         Grant {
             token: Token::from_u64(granted.token),
             holder: granted.holder.as_str().into(),
-            ttl: Duration::from_millis(granted.ttl_ms),
-            lock_delay: Duration::from_millis(granted.lock_delay_ms),
             lsn,
             granted_at_ms: at_ms,
-            request_id: granted.request_id.as_str().into(),
-            released: false,
+            ttl_ms: ms(granted.ttl_ms),
+            lock_delay_ms: ms(granted.lock_delay_ms),
+            request: window::key(&granted.request_id),
+            standing: Standing::InForce,
         }
+    }
+
+    /// The grant to nobody that a rewind is.
+    pub(super) fn of_rewind(lsn: Lsn, at_ms: u64, rewound: &Rewound) -> Grant {
+        Grant {
+            token: Token::from_u64(rewound.token),
+            holder: if rewound.actor.is_empty() { "an operator".into() } else { rewound.actor.as_str().into() },
+            lsn,
+            granted_at_ms: at_ms,
+            ttl_ms: 0,
+            lock_delay_ms: 0,
+            request: Digest::default(),
+            standing: Standing::Rewound,
+        }
+    }
+
+    /// How long the holder may be silent before others may claim the branch.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_millis(self.ttl_ms.into())
+    }
+
+    /// How much longer others wait after an abnormal loss.
+    pub fn lock_delay(&self) -> Duration {
+        Duration::from_millis(self.lock_delay_ms.into())
+    }
+
+    pub(super) fn is_in_force(&self) -> bool {
+        self.standing == Standing::InForce
     }
 }
 
@@ -75,17 +118,18 @@ impl State {
     pub fn evaluate_resume(&self, resume: &Resume, timing: ResumeTiming) -> Result<ResumeVerdict, Refusal> {
         let request = &resume.request;
         self.check_cluster(request.cluster.as_ref())?;
+        self.check_ready(&request.pipeline)?;
         let branch = self.branch(&request.pipeline, &request.branch);
         let grant = branch.and_then(Branch::last_grant);
 
         if let Some(token) = branch.and_then(|branch| branch.granted_to_request(&request.request_id)) {
-            let is_current = grant.is_some_and(|grant| grant.token == token && !grant.released);
+            let is_current = grant.is_some_and(|grant| grant.token == token && grant.is_in_force());
             return if is_current { Ok(ResumeVerdict::Repeat(token)) } else { Err(outlived(request, token, grant)) };
         }
         if branch.and_then(Branch::head).is_none() && request.on_missing() != OnMissing::StartFresh {
             return Err(missing(&request.pipeline, &request.branch));
         }
-        if let Some(grant) = grant.filter(|grant| !grant.released) {
+        if let Some(grant) = grant.filter(|grant| grant.is_in_force()) {
             let remaining = remaining(grant, request, timing);
             if !remaining.is_zero() {
                 return Ok(ResumeVerdict::Held(remaining));
@@ -116,7 +160,7 @@ impl State {
     ) -> Result<Option<LeaseReleased>, Refusal> {
         self.check_cluster(cluster)?;
         let last = self.branch(&lease.pipeline, &lease.branch).and_then(Branch::last_grant);
-        if last.is_some_and(|grant| grant.released && grant.token.as_u64() == lease.token) {
+        if last.is_some_and(|grant| grant.standing == Standing::Released && grant.token.as_u64() == lease.token) {
             return Ok(None);
         }
         self.check_lease(&lease)?;
@@ -127,8 +171,9 @@ impl State {
     pub(super) fn check_token(&self, pipeline: &str, branch: &str, token: Token) -> Result<&Grant, Refusal> {
         let last = self.branch(pipeline, branch).and_then(Branch::last_grant);
         match last {
-            Some(grant) if grant.token == token && !grant.released => Ok(grant),
+            Some(grant) if grant.token == token && grant.is_in_force() => Ok(grant),
             _ if token > self.last_token => Err(self.rolled_back(&format!("token {token}"))),
+            Some(grant) if grant.token == token && grant.standing == Standing::Ended => Err(self.ended(branch, token)),
             _ => Err(fenced(pipeline, branch, token, last)),
         }
     }
@@ -139,7 +184,8 @@ impl State {
         branch: Option<&Branch>,
         timing: ResumeTiming,
     ) -> Result<LeaseGranted, Refusal> {
-        let previous = branch.and_then(Branch::last_grant);
+        // A rewind took the branch from its holder and gave it to nobody.
+        let previous = branch.and_then(Branch::last_grant).filter(|grant| grant.standing != Standing::Rewound);
         Ok(LeaseGranted {
             pipeline: request.pipeline.clone(),
             branch: request.branch.clone(),
@@ -154,12 +200,22 @@ impl State {
             previous_holder: previous.map_or_else(String::new, |grant| grant.holder.to_string()),
             previous_token: previous.map_or(0, |grant| grant.token.as_u64()),
             previous_silent_ms: previous
-                .filter(|grant| !grant.released)
+                .filter(|grant| grant.is_in_force())
                 .map(|_| timing.silent.as_millis().try_into().unwrap_or(u64::MAX)),
         })
     }
 
-    fn next_token(&self) -> Result<Token, Refusal> {
+    fn ended(&self, branch: &str, token: Token) -> Refusal {
+        let message = format!(
+            "token {token} of branch '{branch}' ended with generation {} of the cluster's history, which is at \
+             generation {}: it was restored or forced since; resume to get a new token",
+            token.generation(),
+            self.generation
+        );
+        Refusal::new(Reason::StaleGeneration, message).with("generation", self.generation).with("branch", branch)
+    }
+
+    pub(super) fn next_token(&self) -> Result<Token, Refusal> {
         let epoch = if self.last_token.generation() == self.generation { self.last_token.epoch() + 1 } else { 1 };
         Token::new(self.generation, epoch).ok_or_else(|| {
             Refusal::new(Reason::Corrupt, "this generation has granted 2^48 tokens: there is no greater one")
@@ -175,9 +231,9 @@ fn remaining(grant: &Grant, request: &ResumeRequest, timing: ResumeTiming) -> Du
     let is_own_ghost = *grant.holder == request.holder && grant.lsn <= timing.arrived;
     match request.takeover() {
         Takeover::Force => Duration::ZERO,
-        Takeover::SameHolder if is_own_ghost => grant.lock_delay.saturating_sub(timing.silent),
+        Takeover::SameHolder if is_own_ghost => grant.lock_delay().saturating_sub(timing.silent),
         Takeover::Unspecified | Takeover::Wait | Takeover::SameHolder => {
-            (grant.ttl + grant.lock_delay).saturating_sub(timing.silent)
+            (grant.ttl() + grant.lock_delay()).saturating_sub(timing.silent)
         }
     }
 }
@@ -185,10 +241,14 @@ fn remaining(grant: &Grant, request: &ResumeRequest, timing: ResumeTiming) -> Du
 /// What a caller is told whose request was granted before, and whose grant is over.
 fn outlived(request: &ResumeRequest, token: Token, last: Option<&Grant>) -> Refusal {
     let ResumeRequest { pipeline, branch, request_id, .. } = request;
-    let since = last.filter(|grant| grant.token != token).map_or_else(
-        || "was released since".to_owned(),
-        |grant| format!("was followed by '{}' with token {}", grant.holder, grant.token),
-    );
+    let since = match last {
+        Some(grant) if grant.standing == Standing::Rewound => {
+            format!("ended when '{}' rewound the branch", grant.holder)
+        }
+        Some(grant) if grant.token != token => format!("was followed by '{}' with token {}", grant.holder, grant.token),
+        Some(grant) if grant.standing == Standing::Ended => "ended with its generation".to_owned(),
+        _ => "was released since".to_owned(),
+    };
     let message = format!(
         "request '{request_id}' was granted branch '{branch}' of '{pipeline}' before, with token {token}, which {since}: \
          to take the branch again, resume with a new request_id"
@@ -224,10 +284,17 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
         format!("token {token} released branch '{branch}' of '{pipeline}': resume to get a new one")
     } else if grant.token < token {
         format!("token {token} was granted for another branch than '{branch}' of '{pipeline}'")
-    } else if grant.released {
+    } else if grant.standing == Standing::Rewound {
         format!(
-            "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and released \
-             it; stop this worker, or resume",
+            "branch '{branch}' of '{pipeline}' was rewound by '{}', which ended token {token}: stop this worker, and \
+             resume from the new head",
+            grant.holder
+        )
+    } else if !grant.is_in_force() {
+        let end = if grant.standing == Standing::Released { "released it" } else { "lost it to a new generation" };
+        format!(
+            "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and {end}; stop \
+             this worker, or resume",
             grant.holder, grant.token
         )
     } else {

@@ -1,5 +1,6 @@
 //! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
 
+mod history;
 mod model;
 
 use std::time::Duration;
@@ -364,7 +365,7 @@ fn an_old_commit_is_resolved_by_its_sequence_once_its_id_is_forgotten() {
     let resolve = |store: &Store, id: &str, branch| store.state.resolve_commit(None, PIPELINE, id, branch);
     store.commit(commit("first", &[("jfk", token, 1)])).unwrap();
     assert_eq!(resolve(&store, "never", None), Ok(Resolution::NotApplied));
-    for i in 0..WINDOW_COMMITS as u64 {
+    for i in 0..WINDOW_COMMITS {
         store.commit(commit(&format!("{i}"), &[("jfk", token, i + 2)])).unwrap();
     }
     assert!(matches!(resolve(&store, "0", None), Ok(Resolution::Applied(_))));
@@ -391,19 +392,23 @@ fn facts_that_contradict_the_facts_before_them_are_not_taken_in() {
 }
 
 #[test]
-fn a_grant_in_another_generation_than_the_cluster_is_in_contradicts_it() {
-    let mut state = Store::new().state;
-    let granted = |token| fencepost::log::v1::LeaseGranted {
-        pipeline: PIPELINE.to_owned(),
-        branch: "jfk".to_owned(),
-        token,
-        ..fencepost::log::v1::LeaseGranted::default()
-    };
+fn a_token_of_another_generation_than_the_cluster_is_in_contradicts_it() {
+    use fencepost::log::v1::{LeaseGranted, Rewound};
+
+    let (pipeline, branch) = (PIPELINE.to_owned(), "jfk".to_owned());
     let token = Token::new(2, 1).unwrap().as_u64();
-    let fact = Fact { at_ms: 1, kind: Some(Kind::LeaseGranted(granted(token))) };
-    let lsn = state.applied().next();
-    let inconsistent = state.apply(lsn, &fact).unwrap_err();
-    assert!(inconsistent.to_string().contains("g2.e1"), "{inconsistent}");
+    let granted = LeaseGranted { pipeline, branch, token, ..LeaseGranted::default() };
+    let (pipeline, branch) = (granted.pipeline.clone(), granted.branch.clone());
+    let rewound = Rewound { pipeline, branch, token, ..Rewound::default() };
+    for kind in [Kind::LeaseGranted(granted), Kind::Rewound(rewound)] {
+        let fact = Fact { at_ms: 1, kind: Some(kind) };
+        for apply in [State::apply, State::apply_compacted] {
+            let mut state = Store::new().state;
+            let lsn = state.applied().next();
+            let inconsistent = apply(&mut state, lsn, &fact).unwrap_err();
+            assert!(inconsistent.to_string().contains("g2.e1"), "{inconsistent}");
+        }
+    }
 }
 
 #[test]
@@ -411,5 +416,8 @@ fn a_lease_of_any_length_can_be_told_about() {
     let mut store = Store::new();
     store.resume(ResumeRequest { ttl_ms: u64::MAX, ..resume("jfk", "a") }, TTL).unwrap();
     let refusal = assert_refused(store.resume(resume("jfk", "b"), Duration::ZERO), Reason::LeaseHeld);
+    // As long as a lease can be, which is 49 days, and a moment.
+    assert!(refusal.to_string().contains(&(1_u64 << 32).to_string()), "{refusal}");
+    let refusal = store.state.lease_held(&Resume { request: resume("jfk", "b") }, Duration::MAX);
     assert!(refusal.to_string().contains(&u64::MAX.to_string()), "{refusal}");
 }

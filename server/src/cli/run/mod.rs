@@ -213,15 +213,29 @@ impl Run {
         }
     }
 
-    /// Looks for this commit id in the whole history of the branch. That is final for whoever holds the branch.
+    /// Looks for this commit id in the whole history of the branch. That is final for whoever holds the branch, if nothing
+    /// of the history is gone; otherwise work that may have been done is not done again.
     async fn search(&self, client: &Client) -> Result<Past, CliError> {
         let mut history = client.pipeline(&self.pipeline).branch(&self.branch).checkpoints();
+        let (mut newest, mut seen) = (0, 0);
         while let Some(checkpoint) = history.next().await? {
+            newest = checkpoint.sequence().max(newest);
+            seen += 1;
             if self.commit_id.as_deref() == Some(checkpoint.commit_id()) {
                 return Ok(Past::Done(checkpoint.lsn()));
             }
         }
-        Ok(Past::NotDone)
+        if seen == newest {
+            return Ok(Past::NotDone);
+        }
+        let id = self.commit_id.as_deref().unwrap_or_default();
+        let message = format!(
+            "whether '{id}' was committed before cannot be told: its pipeline has had so many commits since that ids are \
+             forgotten, and of the {newest} checkpoints of '{}' the policy has kept {seen}. The program was not started: \
+             see whether its work was done; then run it under another id, and keep more checkpoints of this pipeline",
+            self.branch
+        );
+        Err(CliError::new(exit::IN_DOUBT, message))
     }
 
     fn done_before(&self, lsn: Lsn) -> ExitCode {
@@ -427,7 +441,7 @@ fn exit_code(status: ExitStatus) -> u8 {
 }
 
 fn machine_name() -> String {
-    let name: String = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = super::actor::host();
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name: String = name.chars().filter(|c| is_allowed(*c)).take(fencepost::NAME_BYTES_MAX).collect();
     let name = name.trim_start_matches(['.', '-']);

@@ -1,0 +1,177 @@
+//! A store from a snapshot: in a data directory that is empty, as a new generation of the same cluster.
+//!
+//! A marker file is there from the first step to the last, so that what a crash leaves behind is never taken for a store.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fencepost::log::v1::fact::Kind;
+use fencepost::log::v1::{Fact, GenerationStarted};
+use fencepost::{Lsn, Token};
+use prost::Message as _;
+
+use super::append;
+use super::manifest::{BadSnapshot, Manifest, io_error};
+use super::snapshot::{LOG_DIR, must_be_empty};
+use crate::clock::{Clock, random_id};
+use crate::disk::Disk;
+use crate::log::{self, Inspector, Log, LogConfig};
+
+/// The name of the file that says that a restore has not come to its end.
+pub const MARKER: &str = "RESTORING";
+
+/// Refuses a data directory in which a restore was cut short.
+pub fn check_finished(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+    if disk.open(&data_dir.join(MARKER)).is_err() {
+        return Ok(());
+    }
+    Err(BadSnapshot::Refused(format!(
+        "a restore into {} was cut short: remove that directory and restore again",
+        data_dir.display()
+    )))
+}
+
+/// Up to where history is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// All of the snapshot.
+    End,
+    /// Up to and including this fact.
+    Lsn(Lsn),
+    /// All facts before the first one that was decided after this moment, in milliseconds since 1970.
+    TimeMs(u64),
+}
+
+/// What to restore, and who says so.
+#[derive(Clone, Debug)]
+pub struct Restore {
+    /// The directory of the snapshot.
+    pub snapshot: PathBuf,
+    /// The data directory to make; empty, or not there.
+    pub data_dir: PathBuf,
+    /// How far.
+    pub through: Through,
+    /// The generation to start. `None`: the snapshot's plus one.
+    pub generation: Option<u64>,
+    /// Who restores, for the audit.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What was restored.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// What it was made from.
+    pub manifest: Manifest,
+    /// The last fact of the old history that was kept.
+    pub kept: Lsn,
+    /// The generation that starts here.
+    pub generation: u64,
+}
+
+/// Checks the snapshot and makes a data directory from it. `pace` hears of the bytes handled since its last call.
+pub fn restore(
+    disk: &Arc<dyn Disk>,
+    restore: &Restore,
+    config: LogConfig,
+    clock: &Clock,
+    pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Restored, BadSnapshot> {
+    let Restore { snapshot, data_dir, through, .. } = restore;
+    let manifest = Manifest::read(&**disk, snapshot)?;
+    let generation = generation(restore, &manifest)?;
+    manifest.check(&**disk, snapshot, pace)?;
+    let log_dir = data_dir.join(LOG_DIR);
+    must_be_empty(&**disk, data_dir)?;
+    must_be_empty(&**disk, &log_dir)?;
+    let through = match *through {
+        Through::End => None,
+        Through::Lsn(lsn) => Some(lsn),
+        Through::TimeMs(time_ms) => Some(last_before(&**disk, &snapshot.join(LOG_DIR), time_ms)?),
+    };
+
+    disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
+    let marker = data_dir.join(MARKER);
+    disk.create(&marker).map_err(io_error("create", &marker))?;
+    disk.sync_dir(data_dir).map_err(io_error("sync the directory", data_dir))?;
+    let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
+    match through {
+        Some(through) => {
+            log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through)
+                .map_err(|error| log_error(&error))?;
+        }
+        None => {
+            for file in &manifest.files {
+                let (from, to) = (snapshot.join(&file.name), data_dir.join(&file.name));
+                disk.copy(&from, &to).map_err(io_error("copy", &from))?;
+                if pace(file.bytes).is_break() {
+                    return Err(BadSnapshot::Stopped);
+                }
+            }
+        }
+    }
+    let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id());
+    let log = log.map_err(|error| log_error(&error))?;
+    let kept = through.unwrap_or_else(|| manifest.lsn());
+    let started = GenerationStarted {
+        generation,
+        kept_lsn: kept.as_u64(),
+        actor: restore.actor.clone(),
+        reason: restore.reason.clone(),
+    };
+    append(&log, clock, Kind::GenerationStarted(started)).map_err(|error| log_error(&error))?;
+    log.close();
+    disk.remove(&marker).map_err(io_error("remove", &marker))?;
+    disk.sync_dir(data_dir).map_err(io_error("sync the directory", data_dir))?;
+    Ok(Restored { manifest, kept, generation })
+}
+
+/// The generation to start: above the snapshot's, and one that tokens have room for.
+fn generation(restore: &Restore, manifest: &Manifest) -> Result<u64, BadSnapshot> {
+    let wanted = restore.generation.unwrap_or(manifest.generation + 1);
+    if wanted <= manifest.generation || Token::new(wanted, 1).is_none() {
+        let problem = format!(
+            "generation is {wanted}: it must be above {}, which the snapshot has, and below {}",
+            manifest.generation,
+            1_u64 << 16
+        );
+        return Err(BadSnapshot::Refused(problem));
+    }
+    Ok(wanted)
+}
+
+/// The last fact before the first one that is later than a moment.
+fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Lsn, BadSnapshot> {
+    struct Search {
+        time_ms: u64,
+        last: Lsn,
+        first_ms: Option<u64>,
+        is_over: bool,
+    }
+
+    impl Inspector for Search {
+        fn fact(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), String> {
+            let fact =
+                Fact::decode(payload).map_err(|error| format!("the fact at LSN {lsn} does not decode: {error}"))?;
+            self.first_ms.get_or_insert(fact.at_ms);
+            self.is_over |= fact.at_ms > self.time_ms;
+            if !self.is_over {
+                self.last = lsn;
+            }
+            Ok(())
+        }
+    }
+
+    let mut search = Search { time_ms, last: Lsn::ZERO, first_ms: None, is_over: false };
+    let report = log::verify(disk, log_dir, &mut search).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    if let Some(damage) = report.damage.first() {
+        return Err(BadSnapshot::Log(damage.to_string()));
+    }
+    if search.last == Lsn::ZERO {
+        let problem = format!("the snapshot begins after that time: its first fact is of {:?} ms", search.first_ms);
+        return Err(BadSnapshot::Refused(problem));
+    }
+    Ok(search.last)
+}

@@ -1,0 +1,101 @@
+//! A consistent copy of the store, made while it serves: its segments, linked where the file system can, the hot state, and
+//! a manifest that says what all of it is. A backup is a snapshot on another disk.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use fencepost::{LogIndex, Lsn};
+
+use super::manifest::{BadSnapshot, FORMAT_VERSION, Manifest, ManifestFile, io_error};
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::log::{Log, ReadError};
+use crate::upkeep::hot_state;
+
+/// Where the log is in a data directory and in a snapshot.
+pub const LOG_DIR: &str = "log";
+
+/// A snapshot that was made.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// What it consists of.
+    pub manifest: Manifest,
+    /// How many bytes had to be copied, because they could not be linked.
+    pub bytes_copied: u64,
+}
+
+/// Makes a snapshot of an open store in `dir`, which must be empty or not exist. `pace` hears of the bytes handled since
+/// its last call, and may stop it.
+///
+/// What was written when it fails stays, without a manifest, so that it is no snapshot.
+pub fn create(
+    disk: &dyn Disk,
+    log: &Log,
+    data_dir: &Path,
+    generation: u64,
+    dir: &Path,
+    clock: &Clock,
+    pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Created, BadSnapshot> {
+    let log_dir = dir.join(LOG_DIR);
+    must_be_empty(disk, dir)?;
+    must_be_empty(disk, &log_dir)?;
+    disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
+
+    // The hot state first: one that is older than the log costs time at a restore, one that is newer would not fit.
+    let (state, state_copy) = (hot_state::path(data_dir), hot_state::path(dir));
+    let mut bytes_copied = match link_or_copy(disk, &state, &state_copy) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        copied => copied.map_err(io_error("copy", &state))?,
+    };
+    let taken = log.snapshot_into(&log_dir, pace).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    bytes_copied += taken.files.iter().filter(|file| !file.linked).map(|file| file.bytes).sum::<u64>();
+    let last = last_lsn(log, taken.last_index).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+
+    let mut names: Vec<String> = disk.list(&log_dir).map_err(io_error("list", &log_dir))?;
+    for name in &mut names {
+        *name = format!("{LOG_DIR}/{name}");
+    }
+    names.extend(disk.list(dir).map_err(io_error("list", dir))?);
+    let files = names.iter().map(|name| ManifestFile::of(disk, dir, name, pace));
+    let mut manifest = Manifest {
+        format: FORMAT_VERSION,
+        cluster_id: log.log_id().to_string(),
+        generation,
+        lsn: last.as_u64(),
+        created_at_ms: clock.wall_ms(),
+        made_by: format!("fencepost {}", env!("CARGO_PKG_VERSION")),
+        files: files.collect::<Result<_, _>>()?,
+        digest: String::new(),
+    };
+    disk.sync_dir(&log_dir).map_err(io_error("sync the directory", &log_dir))?;
+    manifest.write(disk, dir)?;
+    Ok(Created { manifest, bytes_copied })
+}
+
+/// The last fact of an entry.
+fn last_lsn(log: &Log, index: LogIndex) -> Result<Lsn, ReadError> {
+    let entry = log.entries(index).next().transpose()?;
+    let ordinal = entry.and_then(|entry| entry.facts.last().map(|(ordinal, _)| *ordinal)).unwrap_or_default();
+    Ok(Lsn::new(index, ordinal))
+}
+
+/// Refuses a directory that has files.
+pub(super) fn must_be_empty(disk: &dyn Disk, dir: &Path) -> Result<(), BadSnapshot> {
+    match disk.list(dir) {
+        Ok(names) if names.is_empty() => Ok(()),
+        Ok(names) => Err(BadSnapshot::NotEmpty { dir: dir.to_owned(), found: names[0].clone() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("list", dir)(error)),
+    }
+}
+
+/// Gives a file another name, or copies it where the file system cannot. Returns the bytes copied.
+fn link_or_copy(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<u64> {
+    match disk.link(from, to) {
+        Ok(()) => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Err(_) => disk.copy(from, to),
+    }
+}

@@ -1,0 +1,100 @@
+//! Facts as records of who did what, when and why.
+
+use fencepost::log::v1::fact::Kind;
+use fencepost::log::v1::{Fact, LeaseGranted, Rewound};
+use fencepost::v1::audit_record::Action;
+use fencepost::v1::{AuditRecord, Policy, Takeover};
+use fencepost::{Lsn, Token};
+
+use crate::state::with_defaults;
+
+/// The fact as a record; `None` of one that is not listed.
+pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
+    let mut record = AuditRecord { lsn: lsn.as_u64(), at_ms: fact.at_ms, ..AuditRecord::default() };
+    match fact.kind? {
+        Kind::LeaseGranted(granted) => {
+            record.detail = grant(&granted);
+            let is_takeover = granted.previous_silent_ms.is_some();
+            record.set_action(if is_takeover { Action::LeaseTakenOver } else { Action::LeaseGranted });
+            record.sequence = granted.resumed_sequence;
+            record.token = granted.token;
+            (record.branch, record.actor, record.reason) = (granted.branch, granted.holder, granted.reason);
+        }
+        Kind::Rewound(rewound) => {
+            record.set_action(Action::Rewound);
+            record.detail = rewind(&rewound);
+            record.sequence = rewound.to_sequence;
+            record.token = rewound.token;
+            (record.branch, record.actor, record.reason) = (rewound.branch, rewound.actor, rewound.reason);
+        }
+        Kind::Forked(forked) => {
+            record.set_action(Action::Forked);
+            record.detail = format!(
+                "from checkpoint {} of branch '{}' of '{}'",
+                forked.source_sequence, forked.source_branch, forked.source_pipeline
+            );
+            record.sequence = forked.source_sequence;
+            (record.branch, record.actor, record.reason) = (forked.branch, forked.actor, forked.reason);
+        }
+        Kind::SavepointCreated(created) => {
+            record.set_action(Action::SavepointCreated);
+            record.detail = format!("savepoint '{}'", created.name);
+            record.sequence = created.sequence;
+            (record.branch, record.actor, record.reason) = (created.branch, created.actor, created.reason);
+        }
+        Kind::SavepointDeleted(deleted) => {
+            record.set_action(Action::SavepointDeleted);
+            record.detail = format!("savepoint '{}'", deleted.name);
+            record.sequence = deleted.sequence;
+            (record.branch, record.actor, record.reason) = (deleted.branch, deleted.actor, deleted.reason);
+        }
+        Kind::PolicySet(set) => {
+            record.set_action(Action::PolicySet);
+            record.detail = policy(set.policy.as_ref());
+            (record.actor, record.reason) = (set.actor, set.reason);
+        }
+        Kind::ImportStarted(started) => {
+            record.set_action(Action::Imported);
+            let (pipeline, cluster) = (&started.source_pipeline, &started.source_cluster_id);
+            record.detail = format!("from '{pipeline}' of cluster {cluster}");
+            (record.actor, record.reason) = (started.actor, started.reason);
+        }
+        Kind::GenerationStarted(started) => {
+            record.set_action(Action::GenerationStarted);
+            let kept = Lsn::from_u64(started.kept_lsn);
+            record.detail = format!("generation {}; the last fact before it is at LSN {kept}", started.generation);
+            (record.actor, record.reason) = (started.actor, started.reason);
+        }
+        _ => return None,
+    }
+    Some(record)
+}
+
+fn grant(granted: &LeaseGranted) -> String {
+    let LeaseGranted { previous_holder, previous_silent_ms, .. } = granted;
+    let token = Token::from_u64(granted.previous_token);
+    let mode = if granted.takeover() == Takeover::Force { ", by force" } else { "" };
+    match previous_silent_ms {
+        Some(ms) => format!("from '{previous_holder}' (token {token}), which had been silent for {ms} ms{mode}"),
+        None if previous_holder.is_empty() => String::new(),
+        None => format!("after '{previous_holder}' (token {token}), which did not have it any more"),
+    }
+}
+
+fn rewind(rewound: &Rewound) -> String {
+    let Rewound { from_sequence, to_sequence, previous_holder, savepoint, .. } = rewound;
+    let abandoned = match from_sequence - to_sequence {
+        0 => format!("to its head {to_sequence}"),
+        1 => format!("checkpoint {from_sequence} was abandoned"),
+        _ => format!("checkpoints {} to {from_sequence} were abandoned", to_sequence + 1),
+    };
+    let token = Token::from_u64(rewound.previous_token);
+    let to = (!savepoint.is_empty()).then(|| format!("to savepoint '{savepoint}'"));
+    let from = (!previous_holder.is_empty()).then(|| format!("'{previous_holder}' had the branch (token {token})"));
+    [Some(abandoned), to, from].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn policy(policy: Option<&Policy>) -> String {
+    let Policy { keep_last, keep_for_ms, audit_for_ms } = with_defaults(policy);
+    format!("keep_last {keep_last}, keep_for_ms {keep_for_ms}, audit_for_ms {audit_for_ms}")
+}

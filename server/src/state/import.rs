@@ -1,0 +1,88 @@
+//! What comes from outside of this log: a pipeline from an export file, and a new generation after a restore.
+
+use bytes::Bytes;
+use fencepost::log::v1::{GenerationStarted, ImportFinished, ImportStarted, Imported};
+use fencepost::{Lsn, Reason};
+
+use super::pipeline::Origin;
+use super::{Branch, State};
+use crate::error::Refusal;
+
+/// How the begin of an import is judged, if it is not refused.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ImportVerdict {
+    /// It has begun once this fact is durable.
+    Start(ImportStarted),
+    /// The same file was being imported, and this many commits of the pipeline are there: up to that number.
+    GoOn(u64),
+}
+
+impl State {
+    /// Judges the begin of an import, its shape already checked.
+    pub fn evaluate_import_start(&self, started: ImportStarted) -> Result<ImportVerdict, Refusal> {
+        let Some(known) = self.pipeline(&started.pipeline) else { return Ok(ImportVerdict::Start(started)) };
+        let name = &started.pipeline;
+        let message = match &known.origin {
+            Origin::Importing(digest) if *digest == started.digest => {
+                return Ok(ImportVerdict::GoOn(known.window.newest()));
+            }
+            Origin::Importing(_) => format!(
+                "pipeline '{name}' is half imported from another file: finish that import, or give this one another name"
+            ),
+            Origin::Imported(digest) if *digest == started.digest => {
+                format!("pipeline '{name}' was imported from this very file before: nothing is left to do")
+            }
+            _ => format!("pipeline '{name}' exists, and an import makes a new one: give it another name"),
+        };
+        Err(Refusal::new(Reason::Exists, message).with("field", "pipeline").with("value", name))
+    }
+
+    /// Judges one commit of an import. `None`: it is there already.
+    pub fn evaluate_imported(&self, imported: Imported) -> Result<Option<Imported>, Refusal> {
+        let commit = imported.commit.as_ref();
+        let commit = commit.ok_or_else(|| Refusal::field(Reason::InvalidField, "commit", "", "a commit"))?;
+        self.check_importing(&commit.pipeline)?;
+        let is_there = commit.branches.iter().all(|moved| {
+            let head = self.branch(&commit.pipeline, &moved.branch).and_then(Branch::head);
+            head.is_some_and(|head| head.sequence >= moved.sequence)
+        });
+        Ok((!is_there).then_some(imported))
+    }
+
+    /// Judges the end of an import. `None`: it was finished before.
+    pub fn evaluate_import_finish(&self, pipeline: &str, digest: &Bytes) -> Result<Option<ImportFinished>, Refusal> {
+        if self.pipeline(pipeline).is_some_and(|known| known.origin == Origin::Imported(digest.clone())) {
+            return Ok(None);
+        }
+        self.check_importing(pipeline)?;
+        Ok(Some(ImportFinished { pipeline: pipeline.to_owned(), digest: digest.clone() }))
+    }
+
+    /// Judges a new generation, which ends every lease. `kept` is the last fact of the history before it.
+    pub fn evaluate_generation(
+        &self,
+        generation: u64,
+        kept: Lsn,
+        actor: &str,
+        reason: &str,
+    ) -> Result<GenerationStarted, Refusal> {
+        if generation <= self.generation || generation > 0xffff {
+            let expected = format!("{} to 65535", self.generation + 1);
+            return Err(Refusal::field(Reason::InvalidField, "generation", generation, &expected));
+        }
+        Ok(GenerationStarted {
+            generation,
+            kept_lsn: kept.as_u64(),
+            actor: actor.to_owned(),
+            reason: reason.to_owned(),
+        })
+    }
+
+    fn check_importing(&self, pipeline: &str) -> Result<(), Refusal> {
+        if self.pipeline(pipeline).is_some_and(super::Pipeline::is_importing) {
+            return Ok(());
+        }
+        let message = format!("pipeline '{pipeline}' is not being imported: begin the import first");
+        Err(Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline))
+    }
+}

@@ -1,0 +1,101 @@
+//! A pipeline goes from one store to another, by a file.
+
+use std::io::Cursor;
+
+use fencepost::Reason;
+use fencepost_client::{Checkpoint, Client, Policy, Resume, RewindTo, StoredCheckpoint};
+
+use crate::support::{PIPELINE, commit_all, open, state};
+
+async fn exported(client: &Client) -> Vec<u8> {
+    let mut file = Vec::new();
+    client.export_pipeline(PIPELINE, &mut file).await.unwrap();
+    file
+}
+
+async fn history(client: &Client, pipeline: &str, branch: &str) -> Vec<(u64, Vec<u8>, String)> {
+    let branch = client.pipeline(pipeline).branch(branch);
+    let mut found = Vec::new();
+    for listed in branch.checkpoints().all().await.unwrap() {
+        let whole = branch.checkpoint(listed.sequence()).await.unwrap();
+        found.push((whole.sequence(), whole.state().to_vec(), whole.commit_id().to_owned()));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_taken_in_elsewhere_has_what_was_retained_and_goes_on_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (open(&dir.path().join("a")).await.unwrap(), open(&dir.path().join("b")).await.unwrap());
+    let (from, to) = (source.client(), target.client());
+    let orders = from.pipeline(PIPELINE);
+    let policy = orders.set_policy(Policy::new().keep_last(5)).actor("ada").reason("small").send().await.unwrap();
+    assert_eq!(policy.keep_last, 5);
+    commit_all(&from, 3, 8).await;
+    orders.create_savepoint("before").branch("shard-0").sequence(4).send().await.unwrap();
+    let shard = orders.branch("shard-1");
+    shard.rewind_to(RewindTo::Sequence(6)).reason("bad input").send().await.unwrap();
+    commit_all(&from, 3, 3).await;
+    shard.fork_to("replay").send().await.unwrap();
+
+    let file = exported(&from).await;
+    let imported =
+        to.import_pipeline(Cursor::new(file.clone())).pipeline("prod/moved").actor("ada").send().await.unwrap();
+    assert_eq!((imported.branches, imported.checkpoints, imported.savepoints), (4, 5 + 1 + 5 + 5 + 1, 1));
+    for branch in ["shard-0", "shard-1", "shard-2", "replay"] {
+        let (here, there) = (history(&from, PIPELINE, branch).await, history(&to, "prod/moved", branch).await);
+        assert_eq!(here, there, "{branch}");
+        assert!(!here.is_empty());
+    }
+    assert_eq!(history(&to, "prod/moved", "shard-1").await[0].1, state(1, 9));
+    let moved = to.pipeline("prod/moved");
+    assert_eq!(moved.policy().await.unwrap().keep_last, 5);
+    let savepoints = moved.savepoints().all().await.unwrap();
+    assert_eq!((&*savepoints[0].name, &*savepoints[0].branch, savepoints[0].sequence), ("before", "shard-0", 4));
+
+    // A savepoint that came along is as good as one that was made here.
+    moved.branch("shard-0").rewind_to(RewindTo::Savepoint("before".into())).reason("try").send().await.unwrap();
+    let worker = moved.branch("shard-0").resume(Resume::new("loader")).await.unwrap();
+    assert_eq!(worker.head().as_ref().map(StoredCheckpoint::sequence), Some(4));
+    assert_eq!(worker.commit(Checkpoint::at("next")).await.unwrap().sequence, 5);
+
+    let again = to.import_pipeline(Cursor::new(file)).pipeline("prod/moved").send().await.unwrap_err();
+    assert_eq!(again.reason(), Some(Reason::Exists));
+    source.close().await.unwrap();
+    target.close().await.unwrap();
+
+    // All of it is in the log: a start from nothing but that has the same.
+    std::fs::remove_dir_all(dir.path().join("b/index")).unwrap();
+    let target = open(&dir.path().join("b")).await.unwrap();
+    assert_eq!(history(&target.client(), "prod/moved", "replay").await.len(), 1);
+    assert_eq!(target.client().pipeline("prod/moved").branch("shard-0").head().await.unwrap().sequence(), 5);
+    target.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_or_cut_export_is_refused_before_anything_of_it_is_taken_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("data")).await.unwrap();
+    let client = store.client();
+    commit_all(&client, 2, 4).await;
+    let file = exported(&client).await;
+    let mut tried = 0;
+    for at in (0..file.len()).step_by(97) {
+        let mut bad = file.clone();
+        bad[at] ^= 1 << (at % 8);
+        let refused = client.import_pipeline(Cursor::new(bad)).pipeline("prod/copy").send().await;
+        assert!(refused.is_err(), "byte {at} of {} was changed", file.len());
+        tried += 1;
+    }
+    for length in (0..file.len()).step_by(file.len() / 7) {
+        let cut = file[..length].to_vec();
+        let refused = client.import_pipeline(Cursor::new(cut)).pipeline("prod/copy").send().await;
+        assert!(refused.is_err(), "cut after {length} bytes");
+        tried += 1;
+    }
+    assert!(tried > 50);
+    let names: Vec<String> = client.pipelines("").all().await.unwrap().into_iter().map(|it| it.pipeline).collect();
+    assert_eq!(names, [PIPELINE], "nothing was taken in");
+    client.import_pipeline(Cursor::new(file)).pipeline("prod/copy").send().await.unwrap();
+    store.close().await.unwrap();
+}
