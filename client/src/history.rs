@@ -13,7 +13,6 @@ use crate::rpc::pipelines;
 /// What a pipeline keeps. A checkpoint is kept if either of the first two rules says so; heads and checkpoints with a
 /// savepoint are always kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "hand it to Pipeline::set_policy"]
 #[non_exhaustive]
 pub struct Policy {
     /// So many newest checkpoints of each branch: 1 to 1,000,000. 0: the server's default, 10.
@@ -31,6 +30,7 @@ impl Policy {
     }
 
     /// Keeps so many newest checkpoints of each branch.
+    #[must_use]
     pub fn keep_last(mut self, checkpoints: u64) -> Policy {
         self.keep_last = checkpoints;
         self
@@ -38,12 +38,14 @@ impl Policy {
 
     /// Also keeps what was committed no longer than this before the branch's newest checkpoint. The branch's own time
     /// counts and not the wall clock: a branch that stands still keeps what it has.
+    #[must_use]
     pub fn keep_for(mut self, time: Duration) -> Policy {
         self.keep_for = time;
         self
     }
 
     /// Lets [`Pipeline::audit`] look back so far.
+    #[must_use]
     pub fn audit_for(mut self, time: Duration) -> Policy {
         self.audit_for = time;
         self

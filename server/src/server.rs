@@ -21,6 +21,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::Refusal;
 use crate::index::{ColdIndex, ColdSettings, Index};
 use crate::log::{Log, LogConfig, LogError, OpenError};
+use crate::ops::snapshot::{INDEX_DIR, LOG_DIR};
 use crate::ops::{self, BadSnapshot};
 use crate::sequencer::{Sequencer, SequencerConfig, SequencerThread};
 use crate::service::{self, Backend};
@@ -100,14 +101,14 @@ impl Server {
             write_bytes_max: config.batch_bytes_max,
         };
         ops::restore::check_finished(&*disk, &config.data_dir)?;
-        let log_dir = config.data_dir.join("log");
+        let log_dir = config.data_dir.join(LOG_DIR);
         let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }
         let (state, index) = start_up(&disk, &config.data_dir, &log, &clock)?;
         let needed = index.horizon();
-        let cold = ColdIndex::start(config.data_dir.join("index"), log.log_id(), needed, ColdSettings::default());
+        let cold = ColdIndex::start(config.data_dir.join(INDEX_DIR), log.log_id(), needed, ColdSettings::default());
         let sequencer_config = SequencerConfig {
             batch_bytes_max: config.batch_bytes_max,
             entry_bytes_max: config.entry_bytes_max(),

@@ -7,6 +7,7 @@
 // The tests look into scratch files of their own, where the server's one door to the file system is of no use.
 #![allow(clippy::disallowed_methods)]
 
+mod backup;
 mod crash;
 mod job;
 mod lifecycle;

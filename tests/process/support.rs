@@ -101,6 +101,12 @@ impl Server {
         self.child = serve(&self.data_dir(), self.port).await;
     }
 
+    /// Starts it again on another directory after its end.
+    pub(crate) async fn restart_on(&mut self, data_dir: &Path) {
+        assert!(self.child.id().is_none(), "the server before has ended");
+        self.child = serve(data_dir, self.port).await;
+    }
+
     /// Ends it as a power cut would, as far as a process can.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.unwrap();

@@ -65,18 +65,23 @@ impl From<Error> for CliError {
     }
 }
 
+/// The exit code for a log that does not open.
+pub(super) fn open_code(error: &OpenError) -> u8 {
+    match error {
+        OpenError::Locked { .. } | OpenError::Io { .. } => exit::UNAVAILABLE,
+        OpenError::Config(_) | OpenError::NewerFormat { .. } => exit::CONFIG,
+        OpenError::Corrupt(_) => exit::INTEGRITY,
+    }
+}
+
 impl From<ServerError> for CliError {
     fn from(error: ServerError) -> CliError {
         let code = match &error {
             ServerError::Config(_) => exit::CONFIG,
             ServerError::LogFailed(_) | ServerError::Panicked => exit::IN_DOUBT,
             ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
-            ServerError::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
-            ServerError::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
-            ServerError::Open(OpenError::Corrupt(_))
-            | ServerError::Replay(_)
-            | ServerError::Unfinished(_)
-            | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
+            ServerError::Open(error) => open_code(error),
+            ServerError::Replay(_) | ServerError::Unfinished(_) | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())
     }

@@ -15,9 +15,11 @@ mod fork;
 mod inspect;
 mod lease;
 mod log;
+mod offline;
 mod output;
 mod policy;
 mod progress;
+mod restore;
 mod rewind;
 mod run;
 mod savepoint;
@@ -98,17 +100,17 @@ enum Command {
     Rewind(rewind::Rewind),
     Fork(fork::Fork),
     Audit(audit::Audit),
-    /// Remove what no policy keeps from the log, now and at full speed.
-    ///
-    /// The server does this by itself, slowly; nothing that can still be read is touched. If this command is interrupted
-    /// the server goes on. Exits with 65 if a segment is damaged, which is then left as it is.
-    Compact,
-    /// Copy the whole store, for a backup.
+    Compact(compact::Compact),
+    /// Copy the whole store, for a backup; check such a copy.
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    Restore(restore::Restore),
     Export(transfer::Export),
     Import(transfer::Import),
     Verify(verify::Verify),
+    /// Make the index of old checkpoints again.
+    #[command(subcommand)]
+    Index(offline::IndexCommand),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -142,6 +144,16 @@ pub(crate) fn main() -> ExitCode {
         Command::Guard(guard) => return guard.run(),
         Command::DemoChild(child) => return child.run(),
         Command::Verify(verify) => verify.run(&output),
+        Command::Snapshot(snapshot::SnapshotCommand::Verify(verify)) => verify.run(&output),
+        Command::Restore(restore) => restore.run(&output),
+        Command::Index(index) => {
+            trace(serve::LogFormat::Text, "warn");
+            index.run(&output)
+        }
+        Command::Compact(compact::Compact { data_dir: Some(dir), segments }) => {
+            trace(serve::LogFormat::Text, "warn");
+            compact::run_offline(&dir, &segments, &output)
+        }
         Command::Demo(demo) => demo.run(&output),
         command => {
             trace(serve::LogFormat::Text, "warn");
@@ -169,8 +181,8 @@ async fn client_command(command: Command, endpoint: &str, output: &Output) -> Re
         Command::Rewind(rewind) => rewind.run(&client, output).await?,
         Command::Fork(fork) => fork.run(&client, output).await?,
         Command::Audit(audit) => audit.run(&client, output).await?,
-        Command::Compact => return compact::run(&client, output).await,
-        Command::Snapshot(snapshot) => snapshot.run(&client, output).await?,
+        Command::Compact(compact) => return compact.run(&client, output).await,
+        Command::Snapshot(snapshot::SnapshotCommand::Create(create)) => create.run(&client, output).await?,
         Command::Export(export) => export.run(&client, output).await?,
         Command::Import(import) => import.run(&client, output).await?,
         Command::Run(run) => return run.run(&client, endpoint).await,
@@ -181,6 +193,9 @@ async fn client_command(command: Command, endpoint: &str, output: &Output) -> Re
         | Command::Guard(_)
         | Command::DemoChild(_)
         | Command::Verify(_)
+        | Command::Snapshot(snapshot::SnapshotCommand::Verify(_))
+        | Command::Restore(_)
+        | Command::Index(_)
         | Command::Demo(_) => unreachable!("handled before a server is needed"),
     }
     Ok(ExitCode::SUCCESS)

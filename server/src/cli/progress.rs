@@ -22,6 +22,11 @@ pub(super) fn bar(what: &'static str, bytes_total: Option<u64>) -> ProgressBar {
     bytes_total.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_style(style).with_message(what)
 }
 
+/// How a bar looks that counts entries of the log.
+pub(super) fn entries() -> ProgressStyle {
+    ProgressStyle::with_template("{msg} {bar:40} entry {pos} of {len}").expect("the template above is right")
+}
+
 /// Waits for the end of work that the server does.
 pub(super) async fn watch<T>(what: &'static str, mut work: Work<T>) -> Result<T, CliError> {
     let bar = bar(what, Some(0));

@@ -20,15 +20,11 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        names(dir, fs::FileType::is_file)
+    }
+
+    fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
+        names(dir, fs::FileType::is_dir)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -80,26 +76,35 @@ impl Disk for RealDisk {
     }
 }
 
-/// For the index, whose database is several files in a directory that comes and goes as a whole.
+/// For the index, whose database is several files in a directory that comes and goes as a whole, and for who looks on.
 impl RealDisk {
-    /// The names of the directories in a directory, sorted.
-    pub fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
-    }
-
     /// Removes a directory and everything in it; nothing happens if it is not there.
     pub fn remove_tree(&self, dir: &Path) -> io::Result<()> {
         match fs::remove_dir_all(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
+        }
+    }
+
+    /// Copies a directory and everything in it to a place that is not there yet. Nothing is made durable.
+    pub fn copy_tree(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::create_dir_all(to)?;
+        for name in self.list(from)? {
+            fs::copy(from.join(&name), to.join(&name))?;
+        }
+        self.directories(from)?.iter().try_for_each(|name| self.copy_tree(&from.join(name), &to.join(name)))
+    }
+
+    /// Whether somebody has the lock of a directory; changes nothing there.
+    pub fn is_locked(&self, dir: &Path) -> io::Result<bool> {
+        let file = match fs::File::open(dir.join(LOCK_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
@@ -109,6 +114,18 @@ impl RealDisk {
         file.lock()?;
         file.unlock()
     }
+}
+
+fn names(dir: &Path, is_wanted: fn(&fs::FileType) -> bool) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if is_wanted(&entry.file_type()?) {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[derive(Debug)]

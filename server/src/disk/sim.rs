@@ -9,7 +9,7 @@
 //! Two rules are harsher than many real disks: a name is durable only after its directory was synced, and bytes that
 //! were pending at a *failed* sync stay readable but are never made durable by a later one ("fsyncgate").
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -421,6 +421,13 @@ impl Disk for SimDisk {
         let state = self.state();
         let names = state.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(names.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+    }
+
+    fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.state();
+        let below = state.names.keys().filter_map(|path| path.parent()?.strip_prefix(dir).ok()?.components().next());
+        let names: BTreeSet<String> = below.map(|name| name.as_os_str().to_string_lossy().into_owned()).collect();
+        Ok(names.into_iter().collect())
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {

@@ -91,6 +91,11 @@ impl Default for LogConfig {
 }
 
 impl LogConfig {
+    /// For who opens a log to do something to it, and appends next to nothing.
+    pub fn for_upkeep(segment_bytes: u64) -> LogConfig {
+        LogConfig { segment_bytes, entry_bytes_max: 64 << 10, write_bytes_max: 64 << 10 }
+    }
+
     fn check(&self) -> Result<(), OpenError> {
         let bytes_max = segment::entry_bytes_max(self.segment_bytes);
         if self.segment_bytes > u64::from(u32::MAX) || !self.segment_bytes.is_multiple_of(512) {

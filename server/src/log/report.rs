@@ -6,9 +6,20 @@ use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
 use super::error::Damage;
+use super::segment::SegmentLabel;
 
 /// Who watches a verification.
 pub trait Inspector {
+    /// A segment has a good header and is looked at from here on. After a compaction in between it may be one that was
+    /// looked at before.
+    fn begins(&mut self, _segment: &SegmentLabel) {}
+
+    /// Something is damaged, so that of the facts that follow some before them may be missing. Said before each of them.
+    fn damaged(&mut self) {}
+
+    /// A fact has a good header and another payload than was written. Nothing in it can be trusted.
+    fn broken(&mut self, _lsn: Lsn, _payload: &[u8]) {}
+
     /// A segment was looked at.
     fn segment(&mut self, _segment: &SegmentReport) {}
 

@@ -593,6 +593,9 @@ impl Disk for Interrupted {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.disk.list(dir)
     }
+    fn directories(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.directories(dir)
+    }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         happen(&self.before_open);
         self.disk.open(path)

@@ -66,12 +66,15 @@ fn look(
     report: &mut VerifyReport,
 ) -> Result<(), OpenError> {
     let mut chain = Chain::new(dir);
+    // The report of segments that are not there, and the first index in them; the next segment tells the last.
+    let mut lost: Option<(usize, LogIndex)> = None;
     for number in numbers {
         if chain.stands_for(*number) {
             report.replaced.push(segment::path(dir, *number));
             continue;
         }
         if let Err(damage) = chain.follows(*number) {
+            lost = lost.or(chain.first_due.map(|first_due| (report.damage.len(), first_due)));
             report.damage.push(damage);
             chain.lose();
         }
@@ -79,6 +82,7 @@ fn look(
             Ok(opened) => opened,
             Err(OpenError::Corrupt(damage)) => {
                 // Without its header nothing else in the segment can be checked.
+                lost = lost.or(chain.first_due.map(|first_due| (report.damage.len(), first_due)));
                 report.damage.push(damage);
                 chain.lose();
                 if numbers.last() == Some(number) {
@@ -89,6 +93,10 @@ fn look(
             Err(other) => return Err(other),
         };
         report.log_id.get_or_insert(header.identity.log_id);
+        if let Some((at, first_lost)) = lost.take().filter(|(_, first_lost)| *first_lost < header.first_index) {
+            report.damage[at].indexes = Some(first_lost.0..=header.first_index.0 - 1);
+        }
+        inspector.begins(&header.label());
         let path = segment::path(dir, *number);
         let pace = &mut |_| ControlFlow::Continue(());
         let mut inspection = Inspection { path, file, header, inspector, damage: &mut report.damage, shown, pace };
@@ -181,6 +189,7 @@ impl Inspection<'_> {
                 && !(after_damage && bad.problem == Problem::Blank)
             {
                 self.damage.push(recovery::damage(&self.path, bad, &why));
+                self.show_broken(&mut survey.walk, bad)?;
                 if self.resync(&mut survey.walk, bad, bad.index)? {
                     continue;
                 }
@@ -270,6 +279,7 @@ impl Inspection<'_> {
             };
             is_whole = false;
             self.damage.push(recovery::damage(&self.path, bad, "in a sealed segment"));
+            self.show_broken(&mut walk, bad)?;
             let last_index = trailer.map_or(bad.index, |trailer| trailer.last_index);
             let found_again = match &stored {
                 Some(stored) => self.skip(&mut walk, stored, last_index),
@@ -287,6 +297,16 @@ impl Inspection<'_> {
             self.seal(&sealed, stored.as_ref(), found, &mut walk.window)?;
         }
         Ok(self.report(table.len() as u64, facts, last_index, true))
+    }
+
+    fn show_broken(&mut self, walk: &mut Walk, bad: Bad) -> Result<(), OpenError> {
+        let Problem::Payload(header) = bad.problem else { return Ok(()) };
+        let (offset, length) = (bad.offset + HEADER_BYTES as u64, header.payload_bytes as usize);
+        let payload = walk.window.get(offset, length, walk.limit).map_err(recovery::io_error("read", &self.path))?;
+        if header.kind == Kind::Fact {
+            self.inspector.broken(Lsn::new(header.index, header.ordinal), payload);
+        }
+        Ok(())
     }
 
     /// Moves the walk over the damaged entry where it stands, by the table, and writes into the last report which entries
@@ -394,6 +414,9 @@ fn show<'a>(
             return;
         }
         *shown = lsn;
+        if !damage.is_empty() {
+            inspector.damaged();
+        }
         if let Err(what) = inspector.fact(lsn, payload) {
             let what = format!("fact {lsn} is whole and makes no sense: {what}");
             let indexes = Some(lsn.index().0..=lsn.index().0);

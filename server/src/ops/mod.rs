@@ -1,6 +1,9 @@
 //! What operators do with a whole store: snapshots, and stores made from them.
 
+pub mod check;
+mod holdings;
 mod manifest;
+pub mod offline;
 pub mod restore;
 pub mod snapshot;
 pub mod transfer;

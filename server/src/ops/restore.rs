@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{Fact, GenerationStarted};
-use fencepost::{Lsn, Token};
+use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 
 use super::append;
 use super::manifest::{BadSnapshot, Manifest, io_error};
-use super::snapshot::{LOG_DIR, must_be_empty};
+use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
-use crate::log::{self, Inspector, Log, LogConfig};
+use crate::log::{self, CopyError, Inspector, Log, LogConfig};
 
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
@@ -86,21 +86,32 @@ pub fn restore(
     let log_dir = data_dir.join(LOG_DIR);
     must_be_empty(&**disk, data_dir)?;
     must_be_empty(&**disk, &log_dir)?;
+    // An index that is left of a later history of the same cluster would be taken for the index of this one.
+    if disk.directories(&data_dir.join(INDEX_DIR)).is_ok_and(|names| !names.is_empty()) {
+        return Err(BadSnapshot::NotEmpty { dir: data_dir.clone(), found: INDEX_DIR.to_owned() });
+    }
     let through = match *through {
         Through::End => None,
         Through::Lsn(lsn) => Some(lsn),
-        Through::TimeMs(time_ms) => Some(last_before(&**disk, &snapshot.join(LOG_DIR), time_ms)?),
+        Through::TimeMs(time_ms) => last_before(&**disk, &snapshot.join(LOG_DIR), time_ms)?,
     };
 
-    disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
+    disk.create_dir_all(data_dir).map_err(io_error("create", data_dir))?;
     let marker = data_dir.join(MARKER);
     disk.create(&marker).map_err(io_error("create", &marker))?;
     disk.sync_dir(data_dir).map_err(io_error("sync the directory", data_dir))?;
+    if let Some(parent) = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        disk.sync_dir(parent).map_err(io_error("sync the directory", parent))?;
+    }
+    disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
     let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
     match through {
         Some(through) => {
-            log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through)
-                .map_err(|error| log_error(&error))?;
+            let copied = log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through);
+            copied.map_err(|error| match error {
+                CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
+                error => log_error(&error),
+            })?;
         }
         None => {
             for file in &manifest.files {
@@ -114,7 +125,10 @@ pub fn restore(
     }
     let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id());
     let log = log.map_err(|error| log_error(&error))?;
-    let kept = through.unwrap_or_else(|| manifest.lsn());
+    let kept = match through {
+        Some(_) => last_lsn(&log, log.last_index()).map_err(|error| log_error(&error))?,
+        None => manifest.lsn(),
+    };
     let started = GenerationStarted {
         generation,
         kept_lsn: kept.as_u64(),
@@ -142,36 +156,42 @@ fn generation(restore: &Restore, manifest: &Manifest) -> Result<u64, BadSnapshot
     Ok(wanted)
 }
 
-/// The last fact before the first one that is later than a moment.
-fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Lsn, BadSnapshot> {
+/// The place before the first fact that is later than a moment; `None` if there is no such fact.
+fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Option<Lsn>, BadSnapshot> {
     struct Search {
         time_ms: u64,
-        last: Lsn,
-        first_ms: Option<u64>,
-        is_over: bool,
+        oldest: Option<(Lsn, u64)>,
+        later: Option<Lsn>,
     }
 
     impl Inspector for Search {
         fn fact(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), String> {
             let fact =
                 Fact::decode(payload).map_err(|error| format!("the fact at LSN {lsn} does not decode: {error}"))?;
-            self.first_ms.get_or_insert(fact.at_ms);
-            self.is_over |= fact.at_ms > self.time_ms;
-            if !self.is_over {
-                self.last = lsn;
+            self.oldest.get_or_insert((lsn, fact.at_ms));
+            if fact.at_ms > self.time_ms {
+                self.later.get_or_insert(lsn);
             }
             Ok(())
         }
     }
 
-    let mut search = Search { time_ms, last: Lsn::ZERO, first_ms: None, is_over: false };
+    let mut search = Search { time_ms, oldest: None, later: None };
     let report = log::verify(disk, log_dir, &mut search).map_err(|error| BadSnapshot::Log(error.to_string()))?;
     if let Some(damage) = report.damage.first() {
         return Err(BadSnapshot::Log(damage.to_string()));
     }
-    if search.last == Lsn::ZERO {
-        let problem = format!("the snapshot begins after that time: its first fact is of {:?} ms", search.first_ms);
-        return Err(BadSnapshot::Refused(problem));
+    match (search.later, search.oldest) {
+        (None, _) => Ok(None),
+        (Some(later), Some((oldest, oldest_ms))) if later == oldest => {
+            let begun = i64::try_from(oldest_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            let begun = begun.map_or_else(|| format!("{oldest_ms} ms"), |begun| begun.to_string());
+            Err(BadSnapshot::Refused(format!("there is nothing of that time: the snapshot's first fact is of {begun}")))
+        }
+        // What compaction removed between the fact before and this one is part of the state that is left.
+        (Some(later), _) => Ok(Some(match later.ordinal() {
+            0 => Lsn::new(LogIndex(later.index().0 - 1), u16::MAX),
+            ordinal => Lsn::new(later.index(), ordinal - 1),
+        })),
     }
-    Ok(search.last)
 }

@@ -3,18 +3,22 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fencepost::{LogIndex, Lsn};
 
-use super::manifest::{BadSnapshot, FORMAT_VERSION, Manifest, ManifestFile, io_error};
+use super::check::{Checked, check};
+use super::manifest::{BadSnapshot, FORMAT_VERSION, MANIFEST, Manifest, ManifestFile, io_error};
 use crate::clock::Clock;
 use crate::disk::Disk;
-use crate::log::{Log, ReadError};
-use crate::upkeep::hot_state;
+use crate::log::{Damage, Log, ReadError};
+use crate::upkeep::{Found, hot_state};
 
 /// Where the log is in a data directory and in a snapshot.
 pub const LOG_DIR: &str = "log";
+
+/// Where the index is in a data directory. A snapshot has none: it is made again from the log.
+pub const INDEX_DIR: &str = "index";
 
 /// A snapshot that was made.
 #[derive(Clone, Debug)]
@@ -75,10 +79,54 @@ pub fn create(
 }
 
 /// The last fact of an entry.
-fn last_lsn(log: &Log, index: LogIndex) -> Result<Lsn, ReadError> {
-    let entry = log.entries(index).next().transpose()?;
+pub(super) fn last_lsn(log: &Log, index: LogIndex) -> Result<Lsn, ReadError> {
+    // Compaction may have removed it, and what follows is not part of the snapshot.
+    let entry = log.entries(index).next().transpose()?.filter(|entry| entry.index == index);
     let ordinal = entry.and_then(|entry| entry.facts.last().map(|(ordinal, _)| *ordinal)).unwrap_or_default();
     Ok(Lsn::new(index, ordinal))
+}
+
+/// What was found of a snapshot whose manifest is sound.
+#[derive(Debug)]
+pub struct Verified {
+    /// What it is said to consist of.
+    pub manifest: Manifest,
+    /// What its log and its state file are worth, and all damage.
+    pub checked: Checked,
+}
+
+/// Looks at every byte of a snapshot: whether its files are those of the manifest, and whether their log is sound. `read` hears
+/// of the bytes read since its last call; every file is read twice. Changes nothing.
+pub fn verify(disk: &dyn Disk, dir: &Path, read: &mut dyn FnMut(u64)) -> Result<Verified, BadSnapshot> {
+    let manifest = Manifest::read(disk, dir)?;
+    let files = manifest.check(disk, dir, &mut |bytes| {
+        read(bytes);
+        ControlFlow::Continue(())
+    });
+    let mut checked = check(disk, dir, read).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let mut add = |file: PathBuf, what: String| {
+        let damage = Damage { file, offset: 0, what, indexes: None };
+        checked.damage.push(Found { damage, checkpoints: Vec::new() });
+    };
+    match files {
+        Err(BadSnapshot::Damaged { file, what }) => add(file, what),
+        files => files?,
+    }
+    let path = dir.join(MANIFEST);
+    let log_id = checked.log.log_id.map(|id| id.to_string());
+    if let Some(log_id) = log_id.filter(|log_id| *log_id != manifest.cluster_id) {
+        add(path.clone(), format!("it says cluster {}, and the log is of cluster {log_id}", manifest.cluster_id));
+    }
+    if checked.last > manifest.lsn() {
+        add(path.clone(), format!("it says LSN {}, and the log goes on to LSN {}", manifest.lsn(), checked.last));
+    }
+    if checked.damage.is_empty() && checked.state.generation() != manifest.generation {
+        let found = checked.state.generation();
+        let what = format!("it says generation {}, and the log ends in generation {found}", manifest.generation);
+        let damage = Damage { file: path, offset: 0, what, indexes: None };
+        checked.damage.push(Found { damage, checkpoints: Vec::new() });
+    }
+    Ok(Verified { manifest, checked })
 }
 
 /// Refuses a directory that has files.

@@ -4,6 +4,7 @@
 //! write the result. So it is never more than a shortcut, and every pass proves that the file before it could be read. It
 //! is a segment file of the log's own format whose facts are [`StateRecord`]s.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use fencepost::log::v1::StateRecord;
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
+use uuid::Uuid;
 
 use crate::disk::Disk;
-use crate::log::{Content, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
+use crate::log::{Content, Damage, Log, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel};
 use crate::state::{State, StateLoader};
 
 /// Records in one entry of the file.
@@ -31,9 +33,9 @@ pub enum Unusable {
     #[error("there is none")]
     Absent,
     /// It does not hold what was written.
-    #[error("it is damaged: {0}")]
-    Damaged(String),
-    /// It cannot be used with this log, though it is intact.
+    #[error("{0}")]
+    Damaged(Damage),
+    /// It cannot be used here, though nothing says that it is damaged.
     #[error("{0}")]
     Unfit(String),
     /// It knows of facts that the log does not have.
@@ -52,37 +54,83 @@ pub enum Unusable {
     },
 }
 
-/// The state in the file of a data directory, if it fits the log.
-pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, Unusable> {
-    let path = path(data_dir);
-    let damaged = |problem: String| Unusable::Damaged(problem);
-    let reader = match SegmentFileReader::open(&**disk, &path, Content::HotState, None) {
-        Err(SegmentFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(Unusable::Absent);
+impl From<SegmentFileError> for Unusable {
+    fn from(error: SegmentFileError) -> Unusable {
+        match error {
+            SegmentFileError::Corrupt(damage) => Unusable::Damaged(damage),
+            SegmentFileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Unusable::Absent,
+            other => Unusable::Unfit(other.to_string()),
         }
-        opened => opened.map_err(|error| damaged(error.to_string()))?,
-    };
-    let label = reader.label();
-    if label.log_id != log.log_id() {
-        return Err(Unusable::Unfit(format!("it belongs to log {}, and this is log {}", label.log_id, log.log_id())));
     }
+}
+
+/// What a file with a hot state holds.
+#[derive(Debug)]
+pub struct Saved {
+    /// The log that it was made from.
+    pub log_id: Uuid,
+    /// The newest segment that this log had then.
+    pub newest_segment: u64,
+    /// At a place where a segment ended.
+    pub state: State,
+}
+
+/// Reads and checks the whole file of a data directory. Whether it fits the log is another question.
+pub fn read(disk: &dyn Disk, data_dir: &Path) -> Result<Saved, Unusable> {
+    let path = path(data_dir);
+    let damaged = |problem: &dyn Display| {
+        Unusable::Damaged(Damage { file: path.clone(), offset: 0, what: problem.to_string(), indexes: None })
+    };
+    let reader = SegmentFileReader::open(disk, &path, Content::HotState, None)?;
+    let label = reader.label();
     let mut loader = StateLoader::default();
     for entry in reader {
-        for (_, payload) in entry.map_err(|error| damaged(error.to_string()))?.facts {
-            let record = StateRecord::decode(payload).map_err(|error| damaged(error.to_string()))?;
-            loader.push(record).map_err(|error| damaged(error.to_string()))?;
+        for (_, payload) in entry?.facts {
+            let record = StateRecord::decode(payload).map_err(|error| damaged(&error))?;
+            loader.push(record).map_err(|error| damaged(&error))?;
         }
     }
-    let state = loader.finish().map_err(|error| damaged(error.to_string()))?;
-    let (applied, judged_at) = (state.applied(), log.judged_at());
-    if applied.index() > log.last_index() || *label.numbers.end() > newest_segment(log) {
-        return Err(Unusable::LogEndsEarly { file: path, state: applied, log: log.last_index() });
+    let state = loader.finish().map_err(|error| damaged(&error))?;
+    Ok(Saved { log_id: label.log_id, newest_segment: *label.numbers.end(), state })
+}
+
+/// The end of a log, as far as it says whether a saved state fits.
+#[derive(Clone, Copy, Debug)]
+pub struct LogEnd {
+    /// Which log.
+    pub log_id: Uuid,
+    /// Its last entry.
+    pub last_index: LogIndex,
+    /// The segment that is written to.
+    pub newest_segment: u64,
+    /// The newest state by which it was compacted.
+    pub judged_at: Lsn,
+}
+
+impl Saved {
+    /// The state, if it fits the log that is in the same data directory.
+    pub fn fitting(self, data_dir: &Path, log: LogEnd) -> Result<State, Unusable> {
+        if self.log_id != log.log_id {
+            return Err(Unusable::Unfit(format!("it belongs to log {}, and this is log {}", self.log_id, log.log_id)));
+        }
+        let (applied, judged_at) = (self.state.applied(), log.judged_at);
+        if applied.index() > log.last_index || self.newest_segment > log.newest_segment {
+            return Err(Unusable::LogEndsEarly { file: path(data_dir), state: applied, log: log.last_index });
+        }
+        if applied < judged_at {
+            let older =
+                format!("it has the state at LSN {applied}, and the log was compacted up to LSN {judged_at} since");
+            return Err(Unusable::Unfit(older));
+        }
+        Ok(self.state)
     }
-    if applied < judged_at {
-        let older = format!("it has the state at LSN {applied}, and the log was compacted up to LSN {judged_at} since");
-        return Err(Unusable::Unfit(older));
-    }
-    Ok(state)
+}
+
+/// The state in the file of a data directory, if it fits the log.
+pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, Unusable> {
+    let (log_id, last_index, judged_at) = (log.log_id(), log.last_index(), log.judged_at());
+    let end = LogEnd { log_id, last_index, newest_segment: newest_segment(log), judged_at };
+    read(&**disk, data_dir)?.fitting(data_dir, end)
 }
 
 /// Puts the state in the place of what the file has, durably. Returns the file's length.

@@ -27,14 +27,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use fencepost::LogIndex;
+use fencepost::{LogIndex, Lsn};
 use tokio::runtime::Handle;
 
 pub use board::UpkeepStatus;
 pub use damage::{Damages, Found};
 pub use pace::Stop;
-pub use pass::{CompactionDone, Progress};
-pub use replay::{ReplayError, replay};
+pub use pass::{CompactionDone, Progress, Trouble};
+pub use replay::{ReplayError, replay, take_in};
 
 use crate::clock::Clock;
 use crate::disk::Disk;
@@ -160,6 +160,29 @@ impl Drop for Upkeep {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Makes what is missing of the index, in the foreground, on a store that nobody else has open: the part of a pass that
+/// does so. `at` hears which entry is read, twice from the first to the last. Answers how far the index goes. Called in a Tokio
+/// runtime.
+pub fn make_index(store: Store, settings: Settings, at: &mut dyn FnMut(LogIndex)) -> Result<Lsn, Trouble> {
+    alone(store, settings).index(at)
+}
+
+/// Makes a store small that nobody else has open, in the foreground: a pass as after [`Upkeep::compact`]. Called in a Tokio
+/// runtime.
+pub fn compact_now(
+    store: Store,
+    settings: Settings,
+    progress: impl FnMut(Progress) + Send + 'static,
+) -> Result<CompactionDone, Trouble> {
+    let mut progress: Box<dyn FnMut(Progress) + Send> = Box::new(progress);
+    alone(store, settings).whole(Some(&mut progress))
+}
+
+fn alone(store: Store, settings: Settings) -> Pass {
+    let damages = Damages::new(store.cold.clone());
+    Pass::new(store, settings, Stop::default(), Board::default(), damages, Box::new(|_| ()))
 }
 
 fn work(mut pass: Pass, orders: &Receiver<Order>) {

@@ -53,17 +53,23 @@ pub struct CompactionDone {
 
 /// Why a pass did not come to its end.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub enum Trouble {
+    /// The log does not give a state.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// There is no room for the hot state, or its file cannot be written.
     #[error("the hot state cannot be saved: {0}")]
     Save(SegmentFileError),
+    /// The index takes nothing in.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// A segment cannot be rewritten.
     #[error("compaction: {0}")]
     Compact(CompactError),
+    /// The log ends before the hot state that was made from it.
     #[error("{0}")]
     State(Unusable),
+    /// It was told to stop.
     #[error("the server is stopping")]
     Stopped,
 }
@@ -109,16 +115,18 @@ impl Pass {
         is_done
     }
 
-    fn whole(&mut self, ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) -> Result<CompactionDone, Trouble> {
+    pub(super) fn whole(
+        &mut self,
+        ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>,
+    ) -> Result<CompactionDone, Trouble> {
         let through = self.store.log.sealed_through();
         let index = self.store.cold.opened();
         let is_index_behind = !matches!(index, Status::Ready { applied } if applied >= self.state_lsn);
         if ordered.is_none() && !is_index_behind && !self.is_due(through) {
             return Ok(CompactionDone::default());
         }
-        let state = self.state(through)?;
-        self.save(&state)?;
-        match self.feed(&state, through) {
+        let state = self.state(through, &mut |_| ())?;
+        match self.feed(&state, through, &mut |_| ()) {
             // Without an index history is not answered; everything else goes on.
             Err(Trouble::Index(IndexError::Failed { .. })) | Ok(()) => {}
             Err(trouble) => return Err(trouble),
@@ -130,6 +138,15 @@ impl Pass {
         Ok(done)
     }
 
+    /// The part of a pass that makes the index: from the log, or what is new in it. `at` hears where it reads, twice from
+    /// beginning to end. Answers how far the index goes.
+    pub(super) fn index(&mut self, at: &mut dyn FnMut(LogIndex)) -> Result<Lsn, Trouble> {
+        let through = self.store.log.sealed_through();
+        let state = self.state(through, at)?;
+        self.feed(&state, through, at)?;
+        Ok(state.applied())
+    }
+
     /// Whether enough was sealed since the last time that a pass costs less than what it saves.
     fn is_due(&self, through: LogIndex) -> bool {
         let Some(state_bytes) = self.state_bytes else { return through > LogIndex::ZERO };
@@ -138,8 +155,8 @@ impl Pass {
         new_bytes > 0 && new_bytes >= state_bytes
     }
 
-    /// The state at the end of what is sealed.
-    fn state(&self, through: LogIndex) -> Result<State, Trouble> {
+    /// The state at the end of what is sealed, saved.
+    fn state(&mut self, through: LogIndex, at: &mut dyn FnMut(LogIndex)) -> Result<State, Trouble> {
         let Store { disk, data_dir, log, .. } = &self.store;
         let mut state = match hot_state::load(disk, data_dir, log) {
             Ok(state) => state,
@@ -150,7 +167,10 @@ impl Pass {
                 State::default()
             }
         };
-        let replayed = replay(log, &mut state, through, |_, _| self.go_on());
+        let replayed = replay(log, &mut state, through, |lsn, _| {
+            at(lsn.index());
+            self.go_on()
+        });
         match replayed {
             Err(ReplayError::Stopped) => return Err(Trouble::Stopped),
             Err(ReplayError::Read(ReadError::Corrupt(damage))) => {
@@ -159,6 +179,7 @@ impl Pass {
             }
             replayed => replayed?,
         };
+        self.save(&state)?;
         Ok(state)
     }
 
@@ -183,7 +204,7 @@ impl Pass {
     }
 
     /// Hands the index what is new since it was fed, or everything if it is made again.
-    fn feed(&self, state: &State, through: LogIndex) -> Result<(), Trouble> {
+    fn feed(&self, state: &State, through: LogIndex, at: &mut dyn FnMut(LogIndex)) -> Result<(), Trouble> {
         let cold = &self.store.cold;
         let applied = |status| match status {
             Status::Ready { applied } | Status::Rebuilding { applied } => Ok(applied),
@@ -193,7 +214,7 @@ impl Pass {
         let mut after = applied(cold.opened())?;
         while after < state.applied() {
             self.go_on_or_stop()?;
-            let (changes, last) = self.gather(state, after, through)?;
+            let (changes, last) = self.gather(state, after, through, at)?;
             after = match cold.feed(after, changes, last) {
                 Ok(()) => last,
                 Err(FeedError::OutOfStep { applied }) => applied,
@@ -208,7 +229,13 @@ impl Pass {
     }
 
     /// What the index is to know of the facts from `after` on, and up to which fact that is all.
-    fn gather(&self, state: &State, after: Lsn, through: LogIndex) -> Result<(Vec<Change>, Lsn), Trouble> {
+    fn gather(
+        &self,
+        state: &State,
+        after: Lsn,
+        through: LogIndex,
+        at: &mut dyn FnMut(LogIndex),
+    ) -> Result<(Vec<Change>, Lsn), Trouble> {
         let log = &self.store.log;
         let now_ms = self.store.clock.wall_ms();
         let mut segments = log.sealed().into_iter().map(|segment| segment.first_index).peekable();
@@ -219,6 +246,7 @@ impl Pass {
             if entry.index > through {
                 break;
             }
+            at(entry.index);
             while let Some(first_index) = segments.next_if(|first_index| *first_index <= entry.index) {
                 let is_last = segments.peek().is_none_or(|next| *next > entry.index);
                 if is_last {

@@ -49,13 +49,7 @@ pub fn replay(
         if lsn.index() > through {
             break;
         }
-        let fact = decode(lsn, payload)?;
-        if lsn <= judged_at {
-            state.apply_compacted(lsn, &fact)?;
-        } else {
-            state.reached(judged_at);
-            state.apply(lsn, &fact)?;
-        }
+        let fact = take_in(state, judged_at, lsn, payload)?;
         if each(lsn, &fact).is_break() {
             return Err(ReplayError::Stopped);
         }
@@ -65,6 +59,18 @@ pub fn replay(
         state.reached(judged_at);
     }
     Ok(facts)
+}
+
+/// Takes the next fact in: as it is, up to where compaction has judged, and behind that as one that must follow.
+pub fn take_in(state: &mut State, judged_at: Lsn, lsn: Lsn, payload: bytes::Bytes) -> Result<Fact, ReplayError> {
+    let fact = decode(lsn, payload)?;
+    if lsn <= judged_at {
+        state.apply_compacted(lsn, &fact)?;
+    } else {
+        state.reached(judged_at);
+        state.apply(lsn, &fact)?;
+    }
+    Ok(fact)
 }
 
 /// A fact from its bytes.

@@ -93,6 +93,8 @@ struct Inner {
     /// Which worker is in charge. One that hangs is left to itself and followed by another.
     epoch: u64,
     jobs: Option<std::sync::mpsc::Sender<Job>>,
+    /// What was last found wrong with a database.
+    given_up: Option<String>,
 }
 
 impl Shared {
@@ -114,7 +116,7 @@ impl ColdIndex {
     /// Opens the index in `dir`, which may be missing, in the background. One that ends before `needed.after` is not ready
     /// until it was fed; one that goes beyond `needed.through` belongs to a log that was set back.
     pub fn start(dir: PathBuf, log_id: Uuid, needed: Horizon, settings: ColdSettings) -> ColdIndex {
-        let inner = Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None });
+        let inner = Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None });
         let shared = Arc::new(Shared { dir, log_id, needed, settings, progress: AtomicU64::new(0), inner });
         begin(&shared, worker::Start::Open);
         ColdIndex { owner: Arc::new(Owner(shared)) }
@@ -230,6 +232,17 @@ impl ColdIndex {
         let is_more = found.len() > LOCATED_MAX;
         found.truncate(LOCATED_MAX);
         Ok((found, is_more))
+    }
+
+    /// Where it says that these checkpoints are. Blocks.
+    pub fn places(&self, pipeline: &str, branch: &str, sequences: Vec<u64>) -> Result<Vec<Option<Place>>, IndexError> {
+        let (pipeline, branch) = (pipeline.to_owned(), branch.to_owned());
+        self.call(move |store| store.commits(&pipeline, &branch, &sequences))
+    }
+
+    /// Why a database was given up since the start, if one was.
+    pub fn given_up(&self) -> Option<String> {
+        self.shared().inner().given_up.clone()
     }
 
     /// What is live in each segment, also while the index is not complete. Blocks.

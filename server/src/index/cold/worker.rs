@@ -127,6 +127,7 @@ impl Worker {
     fn give_up(&mut self, why: &str) {
         let dir = self.shared.dir.display();
         tracing::warn!(%dir, why, "the index of old checkpoints cannot be trusted: it is made again from the log");
+        self.shared.inner().given_up = Some(why.to_owned());
         if let Some(store) = self.store.take() {
             // It may hang, so nobody waits for it.
             let dropping = move || drop(catch_unwind(AssertUnwindSafe(|| drop(store))));
