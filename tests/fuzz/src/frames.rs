@@ -2,12 +2,15 @@
 //! what is appended afterwards.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use fencepost::{LogIndex, Lsn};
 use fencepost_server::clock::Clock;
 use fencepost_server::disk::sim::{SimDisk, Survivors};
-use fencepost_server::log::{InlineLog, Inspector, Log, OpenError, ReadError, Tail, VerifyReport, verify};
+use fencepost_server::log::{
+    Content, InlineLog, Inspector, Log, OpenError, ReadError, SegmentFileReader, Tail, VerifyReport, verify,
+};
 use uuid::Uuid;
 
 use crate::image::{self, CONFIG, dir};
@@ -36,6 +39,11 @@ pub fn run(data: &[u8]) {
     let has_threads = data.get(1).is_some_and(|flags| flags & image::flags::THREADS != 0);
     let intact: HashSet<(Lsn, &[u8])> = files.values().flat_map(|file| layout::intact(file)).collect();
     let disk = image::disk(&files);
+    for path in files.keys() {
+        for content in [Content::Log, Content::HotState, Content::Export] {
+            alone(&disk, path, content, &intact);
+        }
+    }
 
     let mut witness = Witness::default();
     let report = verify(&disk, dir(), &mut witness);
@@ -75,6 +83,28 @@ pub fn run(data: &[u8]) {
     afterwards(&disk, &report, &reading);
 }
 
+/// One file, read without the others. Facts, and at most one error, which is the last.
+fn alone(disk: &SimDisk, path: &Path, content: Content, intact: &HashSet<(Lsn, &[u8])>) {
+    let Ok(mut reader) = SegmentFileReader::open(disk, path, content, None) else { return };
+    let (summary, last) = (reader.summary(), reader.last_index());
+    let (mut entries, mut facts, mut is_whole) = (0, 0, true);
+    for entry in &mut reader {
+        let Ok(entry) = entry else {
+            is_whole = false;
+            continue;
+        };
+        assert!(is_whole && entry.index <= last, "entry {} comes after the end", entry.index);
+        for (ordinal, payload) in &entry.facts {
+            let lsn = Lsn::new(entry.index, *ordinal);
+            assert!(intact.contains(&(lsn, &payload[..])), "the fact at {lsn} is not in the file");
+        }
+        (entries, facts) = (entries + 1, facts + entry.facts.len() as u64);
+    }
+    let counted = (summary.entries, summary.facts);
+    assert!(!is_whole || counted == (entries, facts), "{counted:?} were counted, and {:?} read", (entries, facts));
+    assert!(reader.next().is_none(), "it stays at its end");
+}
+
 fn open(disk: &SimDisk) -> Result<InlineLog, OpenError> {
     InlineLog::open(Arc::new(disk.clone()), dir(), CONFIG, image::ID)
 }
@@ -84,8 +114,8 @@ fn read(log: &InlineLog) -> Reading {
     for entry in log.entries(LogIndex::ZERO) {
         match entry {
             Ok(entry) => {
-                let numbered = (0..).zip(&entry.facts);
-                facts.extend(numbered.map(|(ordinal, fact)| (Lsn::new(entry.index, ordinal), fact.to_vec())));
+                let numbered = entry.facts.iter();
+                facts.extend(numbered.map(|(ordinal, fact)| (Lsn::new(entry.index, *ordinal), fact.to_vec())));
             }
             Err(error) => return (facts, Some(error)),
         }

@@ -4,13 +4,17 @@
 //! header, or a list of edits.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use fencepost::LogIndex;
+use bytes::Bytes;
+use fencepost::{LogIndex, Lsn};
 use fencepost_server::disk::Disk as _;
 use fencepost_server::disk::sim::{Moment, Operation, Random, SimDisk, Survivors};
-use fencepost_server::log::{Entry, EntryBuilder, InlineLog, LogConfig};
+use fencepost_server::log::{
+    Content, Entry, EntryBuilder, Fate, InlineLog, LogConfig, SegmentFileReader, SegmentFileWriter, SegmentLabel,
+};
 use uuid::Uuid;
 
 use crate::input::Input;
@@ -83,16 +87,14 @@ pub fn long_entry(index: LogIndex) -> Entry {
 }
 
 /// The good logs: of one segment and of several, clean, sealed without a successor, torn, and without entries, also from
-/// a time when segments were shorter.
+/// a time when segments were shorter; compacted once, again, before the last segment vanished, with nothing left, and in
+/// the middle of a compaction. At last a hot state and an export in the place of a log.
 static LOGS: LazyLock<Vec<Files>> = LazyLock::new(|| {
     let log = |entries, plan: &dyn Fn(&SimDisk), survivors| {
         let disk = SimDisk::new();
         plan(&disk);
         write(&disk, CONFIG, entries);
-        let disk = disk.crash_image(survivors);
-        let names = disk.list(dir()).expect("a simulated disk lists its files");
-        let paths = names.iter().map(|name| dir().join(name));
-        paths.map(|path| (path.clone(), disk.bytes(&path).expect("the file was listed"))).collect()
+        listed(&disk.crash_image(survivors))
     };
     let crash = |operation, nth| move |disk: &SimDisk| disk.crash_at(operation, nth, Moment::Before);
     vec![
@@ -108,8 +110,68 @@ static LOGS: LazyLock<Vec<Files>> = LazyLock::new(|| {
             &|disk| write(disk, LogConfig { segment_bytes: 1024, entry_bytes_max: 400, ..CONFIG }, 0),
             Survivors::Synced,
         ),
+        compacted(&[(1, 4)], 1, Survivors::Synced),
+        compacted(&[(1, 2), (3, 4), (1, 5)], 2, Survivors::Synced),
+        compacted(&[(1, 1), (2, 4), (5, u64::MAX)], 3, Survivors::Synced).into_iter().rev().skip(1).collect(),
+        compacted(&[(1, 3)], 0, Survivors::Synced),
+        compacted(&[(1, 4)], 1, Survivors::Everything),
+        alone(Content::HotState),
+        alone(Content::Export),
     ]
 });
+
+/// A log whose runs of segments were compacted one after the other, each fact kept, cut or
+/// gone at random, or all gone with the seed 0. If everything survives the last compaction crashes before it
+/// removes files.
+fn compacted(runs: &[(u64, u64)], seed: u64, survivors: Survivors) -> Files {
+    let disk = SimDisk::new();
+    write(&disk, CONFIG, 30);
+    let log = InlineLog::open(Arc::new(disk.clone()), dir(), CONFIG, ID).expect("the log was just written");
+    if survivors == Survivors::Everything {
+        disk.crash_at(Operation::Remove, 1, Moment::Before);
+    }
+    let mut random = Random::new(seed);
+    for (from, to) in runs {
+        let sealed = log.sealed();
+        let inside = |number: u64| (*from..=*to).contains(&number);
+        let run: Vec<_> = sealed.iter().filter(|it| inside(*it.numbers.start())).collect();
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+        let mut judge = |_: Lsn, payload: &Bytes| match random.below(4) {
+            _ if seed == 0 => Fate::Drop,
+            0 | 1 => Fate::Keep,
+            2 => Fate::Replace(payload.slice(..payload.len() / 2)),
+            _ => Fate::Drop,
+        };
+        let (numbers, judged_at) = (*first.numbers.start()..=*last.numbers.end(), Lsn::new(LogIndex(30), 0));
+        let done = log.compact(numbers, judged_at, &mut judge, &mut |_| ControlFlow::Continue(()));
+        assert!(done.is_ok() || survivors == Survivors::Everything, "{done:?}");
+    }
+    drop(log);
+    listed(&disk.crash_image(survivors))
+}
+
+/// A file that is not of a log's content.
+fn alone(content: Content) -> Files {
+    let disk = SimDisk::new();
+    let label =
+        SegmentLabel { content, log_id: ID, numbers: 1..=4, first_index: LogIndex(1), judged_at: Lsn::ZERO };
+    let mut writer = SegmentFileWriter::create(&disk, &segment(1), &label).expect("a simulated disk takes a file");
+    for index in [1, 2, 5] {
+        let index = LogIndex(index);
+        let facts: [(u16, &[u8]); 2] = [(0, b"one"), (7, &[0; 700])];
+        writer.push(index, LogIndex(index.0 - 1), 3, &facts).expect("a simulated disk has room");
+    }
+    writer.finish(LogIndex(9)).expect("a simulated disk has room");
+    let read = SegmentFileReader::open(&disk, &segment(1), content, Some(ID)).map(|reader| reader.flatten().count());
+    assert!(matches!(read, Ok(3)), "a file is as it was written: {read:?}");
+    listed(&disk)
+}
+
+fn listed(disk: &SimDisk) -> Files {
+    let names = disk.list(dir()).expect("a simulated disk lists its files");
+    let paths = names.iter().map(|name| dir().join(name));
+    paths.map(|path| (path.clone(), disk.bytes(&path).expect("the file was listed"))).collect()
+}
 
 /// Appends entries one by one until the disk fails.
 fn write(disk: &SimDisk, config: LogConfig, entries: u64) {
