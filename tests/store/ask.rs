@@ -157,6 +157,7 @@ fn refusal(status: &Status) -> (String, String) {
     (reason, message.to_owned())
 }
 
+#[allow(clippy::too_many_lines)] // One arm for each kind.
 async fn answer(channel: Channel, question: &Question, again: Option<CommitRequest>) -> Result<String, Status> {
     let mut checkpoints = CheckpointServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
     let mut pipelines = PipelineServiceClient::new(channel.clone());

@@ -1,5 +1,7 @@
 //! What can happen to the files of a store, and which of their bytes mean what.
 
+#![allow(clippy::single_range_in_vec_init)] // Ranges are meant, and not their numbers.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;

@@ -260,7 +260,7 @@ impl Random {
         let recent = head.saturating_sub(self.below(5));
         match self.below(100) {
             0..45 => driver.commit(pipeline, &[branch], 20).await,
-            45..55 => driver.commit(pipeline, &BRANCHES[..1 + self.below(4) as usize], 20).await,
+            45..55 => driver.commit(pipeline, &BRANCHES[..=self.below(4) as usize], 20).await,
             // Much of this dies at once, so that there is something to compact.
             55..67 => driver.commit("prod/bulk", &["main"], 600_000).await,
             67..70 => driver.commit(pipeline, &[branch], 200_000).await,

@@ -63,6 +63,12 @@ fn panics() -> &'static Mutex<Vec<String>> {
     })
 }
 
+/// Whether the file with the hot state can be used as it is now.
+fn is_state_usable(data_dir: &Path) -> bool {
+    let opened = SegmentFileReader::open(&RealDisk, &hot_state::path(data_dir), Content::HotState, None);
+    opened.is_ok_and(|mut reader| reader.all(|entry| entry.is_ok()))
+}
+
 struct Case {
     seed: u64,
     target: Target,
@@ -79,7 +85,7 @@ impl Case {
         let dir = prepared.copy();
         let data_dir = dir.path().join("data");
         let done = damage(&data_dir, &prepared.older(), &self.target, self.fault, &mut Random::new(self.seed))?;
-        let is_remade = self.is_remade(&data_dir);
+        let is_remade = !is_state_usable(&data_dir);
         let database = databases(&data_dir);
         let store = match open_again(thorough(&data_dir)).await {
             Ok(store) => store,
@@ -87,9 +93,9 @@ impl Case {
                 // It must not be taken for something else the next time.
                 let again = open_again(thorough(&data_dir)).await.map(drop).map_err(|error| error.to_string());
                 let is_same = again.as_ref() == Err(&error.to_string());
-                return Some(refused(&error.to_string(), &done).and_then(|outcome| match is_same {
-                    true => Ok(outcome),
-                    false => Err(format!("it said '{error}', and when it was started again {again:?}")),
+                return Some(refused(&error.to_string(), &done).and_then(|outcome| {
+                    let different = || format!("it said '{error}', and when it was started again {again:?}");
+                    if is_same { Ok(outcome) } else { Err(different()) }
                 }));
             }
         };
@@ -112,12 +118,6 @@ impl Case {
     fn must_be_noticed(&self) -> bool {
         matches!(self.target.kind, Kind::Sealed | Kind::Compacted)
             && matches!(self.fault, Fault::Flip | Fault::ZeroSector)
-    }
-
-    /// Whether the state file cannot be used as it is now.
-    fn is_remade(&self, data_dir: &Path) -> bool {
-        let opened = SegmentFileReader::open(&RealDisk, &hot_state::path(data_dir), Content::HotState, None);
-        !opened.is_ok_and(|mut reader| reader.all(|entry| entry.is_ok()))
     }
 
     /// Holds an open store against the truth.

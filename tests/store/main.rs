@@ -1,6 +1,7 @@
 //! A store that runs for years: bounded on disk, fast to open, and true to its log whatever happens to its files.
 
-#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+// A panic is how a test says no, counts are printed, and these tests damage files behind the server's back.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod ask;
 mod bounded;

@@ -119,9 +119,9 @@ async fn random_history(seed: u64, rounds: u64, steps: u64) {
         let truth = driver.known.ask(&store.channel()).await;
         // As a crash would, as far as a process can do that to itself.
         if random.below(2) == 0 {
-            drop(store)
+            drop(store);
         } else {
-            store.close().await.unwrap()
+            store.close().await.unwrap();
         }
         store = open_again(config(&data_dir)).await.unwrap();
         driver.reconnect(store.channel());

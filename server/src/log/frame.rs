@@ -21,6 +21,9 @@ pub(super) const SECTOR_BYTES: usize = 512;
 /// The last bytes of every entry. None is zero, so that an entry whose end never reached the disk shows.
 pub(super) const END_MARK: [u8; 8] = *b"\xfeend\xa5\x9c\xe3\xfe";
 
+/// No log index reaches this: a position has 48 bits for it.
+pub(super) const INDEX_END: u64 = 1 << 48;
+
 const FRAME_MARK: [u8; 2] = [0xfe, 0x9c];
 
 /// Which segment of which log a frame belongs to.
@@ -129,7 +132,8 @@ impl Header {
         let group = fields.get_u32_le();
         let (payload_bytes, payload_crc) = (fields.get_u32_le(), fields.get_u32_le());
         let crc = fields.get_u32_le();
-        if mark != FRAME_MARK || crc != seed.crc(&bytes[..28]) || reserved != 0 || group != seed.group {
+        let is_whole = mark == FRAME_MARK && crc == seed.crc(&bytes[..28]);
+        if !is_whole || reserved != 0 || group != seed.group || index.0 >= INDEX_END {
             return Err(BadHeader::Damaged);
         }
         let kind = match kind {
@@ -234,6 +238,16 @@ mod tests {
             Identity { log_id: Uuid::from_u128(7), segment: 3, group: 1 },
         ] {
             assert_eq!(Header::decode(other.seed(), &bytes), Err(BadHeader::Damaged));
+        }
+    }
+
+    #[test]
+    fn a_frame_with_an_index_that_no_position_can_have_does_not_pass() {
+        let last = Header { index: LogIndex(INDEX_END - 1), ..header() };
+        assert_eq!(Header::decode(seed(), &last.encode(seed())), Ok(last));
+        for index in [INDEX_END, u64::MAX] {
+            let beyond = Header { index: LogIndex(index), ..header() };
+            assert_eq!(Header::decode(seed(), &beyond.encode(seed())), Err(BadHeader::Damaged), "{index}");
         }
     }
 

@@ -225,6 +225,10 @@ impl Survey {
                 Step::End => break Bad { offset: self.end(), index: self.walk.index, problem: Problem::Blank },
             }
         };
+        if self.end() + segment::seal_bytes(self.table.len()) > self.header.file_bytes {
+            let why = "no segment is filled so far when it is written".to_owned();
+            return Ok(Verdict::Corrupt(Bad { problem: Problem::NoRoom, ..bad }, why));
+        }
         if self.walk.window.first_nonzero(self.end(), self.header.file_bytes)?.is_none() {
             return Ok(Verdict::Clean);
         }

@@ -12,7 +12,7 @@ use bytes::Buf;
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
-use super::frame::{self, HEADER_BYTES, Header, Identity, Kind, SECTOR_BYTES, Seed};
+use super::frame::{self, HEADER_BYTES, Header, INDEX_END, Identity, Kind, SECTOR_BYTES, Seed};
 
 /// The format that this version writes, and the newest that it reads.
 pub(super) const FORMAT_VERSION: u32 = 2;
@@ -179,7 +179,9 @@ impl SegmentHeader {
                 return Err(BadSegmentHeader::Damaged);
             }
         }
-        if version == 0 || !frame::is_zero(fields) {
+        // Numbers are counted on.
+        let is_possible = (1..INDEX_END).contains(&first_index.0) && header.last_number < u64::MAX;
+        if version == 0 || !is_possible || !frame::is_zero(fields) {
             return Err(BadSegmentHeader::Damaged);
         }
         Ok(header)
@@ -221,11 +223,6 @@ impl Table {
     pub(super) fn after(&self, offset: u64) -> Option<(LogIndex, u64)> {
         let at = self.rows.partition_point(|row| u64::from(row.1) * frame::ALIGN_BYTES as u64 <= offset);
         self.row(at)
-    }
-
-    /// The last entry, and where it begins.
-    pub(super) fn last(&self) -> Option<(LogIndex, u64)> {
-        self.row(self.rows.len().checked_sub(1)?)
     }
 
     fn row(&self, at: usize) -> Option<(LogIndex, u64)> {
@@ -284,6 +281,24 @@ impl Trailer {
             facts: fields.get_u64_le(),
         };
         (fields.get_u64_le() == 0 && *fields == TRAILER_MARK).then_some(trailer)
+    }
+
+    /// Whether a segment with this header can end with it. What a trailer says is counted on, so that it is not enough
+    /// that its CRC is right. Of a compacted segment the last index may be of an entry that is gone, and entries may be
+    /// fewer than indexes, never more.
+    pub(super) fn fits(&self, header: &SegmentHeader) -> bool {
+        let end = self.last_index.0.saturating_add(1);
+        (SEGMENT_HEADER_BYTES..=self.table_offset).contains(&self.entries_end)
+            && (header.first_index.0..INDEX_END).contains(&end)
+            && self.entries <= (end - header.first_index.0).min(header.file_bytes / ROW_BYTES)
+            && self.table_offset.checked_add(seal_bytes(self.entries as usize)) == Some(header.file_bytes)
+    }
+
+    /// Whether it is that of these entries, whose table was compared. Of a compacted segment the last may be gone.
+    pub(super) fn counts(&self, order: Order, facts: u64, last_index: LogIndex) -> bool {
+        facts == self.facts
+            && last_index <= self.last_index
+            && (order == Order::Sparse || last_index == self.last_index)
     }
 }
 
@@ -410,6 +425,44 @@ mod tests {
             let mut bad = seal.clone();
             bad[at] ^= 0x01;
             assert_eq!(read(&bad), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_that_its_segment_cannot_have_does_not_fit() {
+        let table_offset = 4096 - seal_bytes(2);
+        let last_index = LogIndex(101);
+        let good = Trailer { table_offset, entries_end: 700, last_index, entries: 2, facts: 5 };
+        assert!(good.fits(&header()));
+        for bad in [
+            Trailer { table_offset: table_offset - 8, ..good },
+            Trailer { table_offset: u64::MAX, ..good },
+            Trailer { entries_end: 511, ..good },
+            Trailer { entries_end: table_offset + 8, ..good },
+            Trailer { entries: 3, ..good },
+            Trailer { entries: u64::MAX, ..good },
+            Trailer { last_index: LogIndex(98), ..good },
+            // Two entries, and only one index.
+            Trailer { last_index: LogIndex(100), ..good },
+            Trailer { last_index: LogIndex(INDEX_END - 1), ..good },
+            Trailer { last_index: LogIndex(u64::MAX), ..good },
+        ] {
+            assert!(!bad.fits(&header()), "{bad:?}");
+        }
+        assert!(Trailer { last_index: LogIndex(900), ..good }.fits(&header()), "entries may be gone");
+    }
+
+    #[test]
+    fn a_header_with_a_number_that_none_can_follow_is_damaged() {
+        let bad = SegmentHeader { last_number: u64::MAX, ..header() };
+        assert_eq!(SegmentHeader::decode(&bad.encode()), Err(BadSegmentHeader::Damaged));
+    }
+
+    #[test]
+    fn a_header_with_an_index_that_no_position_can_have_is_damaged() {
+        for index in [0, INDEX_END, u64::MAX] {
+            let bad = SegmentHeader { first_index: LogIndex(index), ..header() };
+            assert_eq!(SegmentHeader::decode(&bad.encode()), Err(BadSegmentHeader::Damaged), "{index}");
         }
     }
 

@@ -260,17 +260,21 @@ impl SegmentFileReader {
     /// Checks what follows the entries against them.
     fn check_seal(&mut self) -> Result<(), SegmentFileError> {
         let io = SegmentFileError::io("read", &self.path);
-        let Trailer { entries_end, table_offset, entries, facts, .. } = self.sealed.trailer;
+        let Sealed { header, trailer, .. } = self.sealed;
+        let Trailer { entries_end, table_offset, .. } = trailer;
         let gap = self.walk.window.first_nonzero(entries_end, table_offset).map_err(&io)?;
         let table = catalog::read_table(&*self.file, &self.sealed).map_err(&io)?;
-        let is_same = table.as_ref() == Some(&self.table) && entries == self.table.len() as u64 && facts == self.facts;
+        let last_index = LogIndex(self.walk.index.0 - 1);
+        let is_same = table.as_ref() == Some(&self.table) && trailer.counts(header.order(), self.facts, last_index);
         let damage = |offset, what: &str| {
             let (file, what) = (self.path.clone(), what.to_owned());
             Err(SegmentFileError::Corrupt(Damage { file, offset, what, indexes: None }))
         };
         match gap {
             Some(offset) => damage(offset, "the bytes between the entries and the table are not zero"),
-            None if !is_same => damage(table_offset, "the table of a sealed segment is not that of its entries"),
+            None if !is_same => {
+                damage(table_offset, "the table or the trailer of a sealed segment is not that of its entries")
+            }
             None => Ok(()),
         }
     }
@@ -318,13 +322,15 @@ pub(super) fn trailer(file: &dyn File, path: &Path, header: &SegmentHeader) -> R
     let offset = header.file_bytes - TRAILER_BYTES;
     let mut bytes = [0; TRAILER_BYTES as usize];
     file.read_at(&mut bytes, offset).map_err(SegmentFileError::io("read", path))?;
-    let trailer = Trailer::decode(header.identity.seed(), &bytes).filter(|trailer| {
-        let Trailer { entries_end, table_offset, last_index, .. } = *trailer;
-        let ordered = SEGMENT_HEADER_BYTES <= entries_end && entries_end <= table_offset && table_offset <= offset;
-        ordered && last_index.next() >= header.first_index
-    });
-    trailer.ok_or_else(|| {
-        let what = "the segment has a successor, or should be whole, and has no intact trailer".to_owned();
-        SegmentFileError::Corrupt(Damage { file: path.to_owned(), offset, what, indexes: None })
-    })
+    let corrupt = |what: &str| {
+        let (file, what) = (path.to_owned(), what.to_owned());
+        SegmentFileError::Corrupt(Damage { file, offset, what, indexes: None })
+    };
+    let trailer = Trailer::decode(header.identity.seed(), &bytes)
+        .ok_or_else(|| corrupt("the segment has a successor, or should be whole, and has no intact trailer"))?;
+    if !trailer.fits(header) {
+        let what = "the segment's trailer is not one that a segment of its length and first entry can have";
+        return Err(corrupt(what));
+    }
+    Ok(trailer)
 }

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use fencepost::{LogIndex, Lsn};
 use uuid::Uuid;
 
+use super::frame::Identity;
+use super::segment::{self, SegmentHeader, Table, Trailer};
 use super::{
     Content, EntryBuilder, Fate, Inspector, Log, LogConfig, LogError, OpenError, ReadEntry, ReadError, Room,
     SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel, verify,
 };
 use crate::clock::Clock;
-use crate::disk::sim::{Lasting, Operation, SimDisk};
+use crate::disk::sim::{Lasting, Moment, Operation, SimDisk, Survivors};
 use crate::disk::{DirLock, Disk, File, RealDisk};
 
 const ID: Uuid = Uuid::from_u128(0xfe9c);
@@ -287,6 +289,128 @@ fn verification_shows_each_fact_and_reports_what_its_reader_objects_to() {
     assert_eq!((inspector.0, report.facts(), report.damage.len()), (3, 3, 1));
     assert_eq!(report.damage[0].indexes, Some(1..=1));
     assert!(report.damage[0].what.contains("1.1") && report.damage[0].what.contains("it is a two"));
+}
+
+#[test]
+fn an_empty_segment_that_is_too_short_for_the_next_entry_is_passed_over() {
+    for crashes in [false, true] {
+        let disk = SimDisk::new();
+        drop(open(&disk).unwrap());
+        let longer = LogConfig { segment_bytes: 16 << 10, entry_bytes_max: 8 << 10, ..config() };
+        let open = |disk: &SimDisk| {
+            Log::open(Arc::new(disk.clone()), Path::new("/log"), longer, Clock::manual(), ID)
+                .unwrap_or_else(|error| panic!("crashes: {crashes}: {error}"))
+        };
+        let log = open(&disk);
+        let planned = if crashes { 1 } else { u64::MAX / 2 };
+        disk.crash_at(Operation::Rename, planned, Moment::Before);
+        assert_eq!(append(&log, 1, &[&[7; 6000]]).is_err(), crashes);
+        drop(log);
+        let log = open(&disk.crash_image(Survivors::Synced));
+        let expected = if crashes { vec![] } else { vec![("1.0".to_owned(), vec![7; 6000])] };
+        assert_eq!(facts(&log, Lsn::ZERO), expected);
+    }
+}
+
+/// The header of a segment, and its entries, the first of which is `first`.
+fn written(number: u64, first: u64, judged_at: Lsn, payloads: &[&[u8]]) -> (SegmentHeader, Table, Vec<u8>) {
+    let identity = Identity { log_id: ID, segment: number, group: 0 };
+    let header = SegmentHeader { judged_at, ..SegmentHeader::fresh(identity, LogIndex(first), 4096) };
+    let (mut table, mut bytes) = (Table::new(header.first_index), header.encode().to_vec());
+    for (index, payload) in (first..).zip(payloads) {
+        table.push(LogIndex(index), bytes.len() as u64);
+        let mut entry = entry(index, &[*payload]);
+        bytes.extend_from_slice(entry.place(identity.seed(), bytes.len() as u64, LogIndex(first - 1)));
+    }
+    (header, table, bytes)
+}
+
+/// A segment that ends with a good table and this trailer; a compacted one if it was judged.
+fn sealed(judged_at: Lsn, change: impl FnOnce(&mut Trailer)) -> Vec<u8> {
+    let (header, table, mut bytes) = written(1, 1, judged_at, &[b"one", b"two"]);
+    let entries_end = bytes.len() as u64;
+    let seed = header.identity.seed();
+    let mut trailer = segment::trailer(header.file_bytes, &table, entries_end, LogIndex(2), 2);
+    bytes.resize(trailer.table_offset as usize, 0);
+    change(&mut trailer);
+    bytes.extend_from_slice(&segment::encode_seal(seed, &table, &trailer));
+    bytes
+}
+
+fn put(disk: &SimDisk, number: u64, bytes: Vec<u8>) {
+    disk.put(&segment::path(Path::new("/log"), number), bytes);
+}
+
+/// A segment without entries.
+fn empty(number: u64, first: u64) -> Vec<u8> {
+    let (header, _, mut bytes) = written(number, first, Lsn::ZERO, &[]);
+    bytes.resize(header.file_bytes as usize, 0);
+    bytes
+}
+
+/// How far a compaction was judged, or that there was none.
+const JUDGED: [Lsn; 2] = [Lsn::ZERO, Lsn::from_u64(9 << 16)];
+
+#[test]
+fn a_trailer_with_a_right_crc_and_impossible_numbers_is_refused() {
+    let changes: [fn(&mut Trailer); 4] = [
+        |trailer| trailer.entries = u64::MAX,
+        |trailer| trailer.entries_end = u64::MAX / 2,
+        |trailer| trailer.last_index = LogIndex(u64::MAX),
+        |trailer| trailer.table_offset -= 8,
+    ];
+    for (change, judged_at) in changes.into_iter().flat_map(|change| JUDGED.map(|judged_at| (change, judged_at))) {
+        let disk = SimDisk::new();
+        put(&disk, 1, sealed(judged_at, change));
+        let path = segment::path(Path::new("/log"), 1);
+        let read = SegmentFileReader::open(&disk, &path, Content::Log, None);
+        assert!(matches!(read, Err(SegmentFileError::Corrupt(_))), "{judged_at}");
+        put(&disk, 2, empty(2, 3));
+        let Err(OpenError::Corrupt(damage)) = open(&disk) else { panic!("it must be refused") };
+        assert!(damage.what.contains("trailer"), "{damage}");
+        let report = verify(&disk, Path::new("/log"), &mut ()).unwrap();
+        assert_eq!(report.damage.first(), Some(&damage));
+    }
+}
+
+#[test]
+fn verify_compares_the_trailer_with_what_is_there() {
+    type Change = fn(&mut Trailer);
+    let report = |judged_at, change: Change| {
+        let disk = SimDisk::new();
+        put(&disk, 1, sealed(judged_at, change));
+        let mut trailer = Trailer { table_offset: 0, entries_end: 0, last_index: LogIndex(2), entries: 0, facts: 0 };
+        change(&mut trailer);
+        put(&disk, 2, empty(2, trailer.last_index.0 + 1));
+        let damage = verify(&disk, Path::new("/log"), &mut ()).unwrap().damage;
+        let path = segment::path(Path::new("/log"), 1);
+        let read = SegmentFileReader::open(&disk, &path, Content::Log, None).unwrap();
+        assert_eq!(read.collect::<Result<Vec<_>, _>>().is_ok(), damage.is_empty(), "{damage:?}");
+        damage
+    };
+    let [whole, compacted] = JUDGED;
+    let (same, more, later): (Change, Change, Change) =
+        (|_| (), |trailer| trailer.facts = 3, |trailer| trailer.last_index = LogIndex(7));
+    // In a compacted segment the last entry may be gone.
+    for (judged_at, change) in [(whole, same), (compacted, same), (compacted, later)] {
+        assert_eq!(report(judged_at, change), []);
+    }
+    for (judged_at, change) in [(whole, more), (whole, later), (compacted, more)] {
+        let damage = report(judged_at, change);
+        assert_eq!(damage.last().map(|damage| damage.offset), Some(4096 - 64), "{judged_at}: {damage:?}");
+    }
+}
+
+#[test]
+fn a_newest_segment_without_room_for_its_seal_is_refused() {
+    // The header of the segment, that of the fact, and the commit.
+    let (header, _, full) = written(1, 1, Lsn::ZERO, &[&[1; 4096 - 512 - 32 - 72]]);
+    assert_eq!(full.len() as u64, header.file_bytes);
+    let disk = SimDisk::new();
+    put(&disk, 1, full);
+    let Err(OpenError::Corrupt(damage)) = open(&disk) else { panic!("it must be refused") };
+    assert!(damage.what.contains("no room"), "{damage}");
+    assert_eq!(verify(&disk, Path::new("/log"), &mut ()).unwrap().damage, [damage]);
 }
 
 /// Appends an entry with the facts "keep" and "drop", both of which name the entry.

@@ -260,6 +260,7 @@ impl Inspection<'_> {
         let mut walk = Walk::new(window, identity.seed(), order, first_index, SEGMENT_HEADER_BYTES, limit);
         let mut table = Table::new(first_index);
         let mut facts = 0;
+        let mut is_whole = true;
         loop {
             let stepped = walk.step(&mut show(self.inspector, self.damage, self.shown, &self.path));
             let bad = match stepped.map_err(recovery::io_error("read", &self.path))? {
@@ -276,6 +277,7 @@ impl Inspection<'_> {
                 Step::Bad(bad) if trailer.is_none() && matches!(bad.problem, Problem::OutOfOrder(_)) => break,
                 Step::Bad(bad) => bad,
             };
+            is_whole = false;
             self.damage.push(recovery::damage(&self.path, bad, "in a sealed segment"));
             self.show_broken(&mut walk, bad)?;
             let last_index = trailer.map_or(bad.index, |trailer| trailer.last_index);
@@ -287,11 +289,13 @@ impl Inspection<'_> {
                 break;
             }
         }
-        if let Some(sealed) = sealed {
-            self.seal(&sealed, stored.as_ref(), &table, facts, &mut walk.window)?;
-        }
         // Behind the last entry of a compacted segment others may have been.
-        let last_index = table.last().map_or(first_index, |(index, _)| index);
+        let last_index = LogIndex(walk.index.0 - 1);
+        if let Some(sealed) = sealed {
+            // With entries missing the seal cannot agree with them, and that was reported.
+            let found = is_whole.then_some((&table, facts, last_index));
+            self.seal(&sealed, stored.as_ref(), found, &mut walk.window)?;
+        }
         Ok(self.report(table.len() as u64, facts, last_index, true))
     }
 
@@ -319,13 +323,12 @@ impl Inspection<'_> {
         found.is_some()
     }
 
-    /// Checks the table, the counts, and the zeros before them.
+    /// Checks the zeros before the seal, and the seal against what was found: the table, the facts, the last entry.
     fn seal(
         &mut self,
         sealed: &Sealed,
         stored: Option<&Table>,
-        table: &Table,
-        facts: u64,
+        found: Option<(&Table, u64, LogIndex)>,
         window: &mut Window,
     ) -> Result<(), OpenError> {
         let io = recovery::io_error("read", &self.path);
@@ -337,14 +340,16 @@ impl Inspection<'_> {
         if let Some(offset) = window.first_nonzero(entries_end, table_offset).map_err(&io)? {
             report(offset, "the bytes between the entries and the table are not zero");
         }
-        let complete = table.len() as u64 == trailer.entries && facts == trailer.facts;
-        match stored {
-            None => report(table_offset, "the table of a sealed segment does not match its CRC"),
-            // With entries missing the table cannot agree with them, and that was reported.
-            Some(stored) if complete && stored != table => {
-                report(table_offset, "the table is not that of the entries");
-            }
-            Some(_) => {}
+        if stored.is_none() {
+            report(table_offset, "the table of a sealed segment does not match its CRC");
+        }
+        let Some((entries, facts, last_index)) = found else { return Ok(()) };
+        if stored.is_some_and(|stored| stored != entries) {
+            report(table_offset, "the table is not that of the entries");
+        }
+        if !trailer.counts(sealed.header.order(), facts, last_index) {
+            let offset = sealed.header.file_bytes - segment::TRAILER_BYTES;
+            report(offset, "the trailer does not count the entries that are there");
         }
         Ok(())
     }

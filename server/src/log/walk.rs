@@ -100,6 +100,8 @@ pub(super) enum Problem {
     OutOfOrder(Header),
     #[error("the end of the entry does not match its facts")]
     Commit,
+    #[error("the entries before this leave no room for the table that ends a segment")]
+    NoRoom,
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -280,11 +280,15 @@ impl State {
         Ok(())
     }
 
-    /// The next token, compared with those before.
+    /// The next token, compared with those before and with the generation.
     fn mint(&self, token: u64) -> Result<Token, String> {
         let token = Token::from_u64(token);
         if token <= self.last_token {
             return Err(format!("it grants token {token} after token {}", self.last_token));
+        }
+        // No token could follow one of a later generation.
+        if token.generation() != self.generation {
+            return Err(format!("it grants token {token} in generation {}", self.generation));
         }
         Ok(token)
     }

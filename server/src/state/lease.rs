@@ -261,7 +261,7 @@ fn outlived(request: &ResumeRequest, token: Token, last: Option<&Grant>) -> Refu
 /// What a caller is told that does not wait, or not any more.
 fn held(grant: &Grant, request: &ResumeRequest, remaining: Duration) -> Refusal {
     // Rounded up, so that a caller who waits that long is not a moment early.
-    let remaining_ms = remaining.as_millis() as u64 + 1;
+    let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
     let message = format!(
         "branch '{}' of '{}' is held by '{}' (token {}): it can be claimed in {remaining_ms} ms if that worker stays \
          silent; wait for it, or take over with FORCE and a reason (--takeover force --reason)",

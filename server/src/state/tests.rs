@@ -390,3 +390,34 @@ fn facts_that_contradict_the_facts_before_them_are_not_taken_in() {
     let released = store.facts[1].1.clone();
     assert!(store.state.apply(*last, &released).is_err(), "an LSN comes once");
 }
+
+#[test]
+fn a_token_of_another_generation_than_the_cluster_is_in_contradicts_it() {
+    use fencepost::log::v1::{LeaseGranted, Rewound};
+
+    let (pipeline, branch) = (PIPELINE.to_owned(), "jfk".to_owned());
+    let token = Token::new(2, 1).unwrap().as_u64();
+    let granted = LeaseGranted { pipeline, branch, token, ..LeaseGranted::default() };
+    let (pipeline, branch) = (granted.pipeline.clone(), granted.branch.clone());
+    let rewound = Rewound { pipeline, branch, token, ..Rewound::default() };
+    for kind in [Kind::LeaseGranted(granted), Kind::Rewound(rewound)] {
+        let fact = Fact { at_ms: 1, kind: Some(kind) };
+        for apply in [State::apply, State::apply_compacted] {
+            let mut state = Store::new().state;
+            let lsn = state.applied().next();
+            let inconsistent = apply(&mut state, lsn, &fact).unwrap_err();
+            assert!(inconsistent.to_string().contains("g2.e1"), "{inconsistent}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_of_any_length_can_be_told_about() {
+    let mut store = Store::new();
+    store.resume(ResumeRequest { ttl_ms: u64::MAX, ..resume("jfk", "a") }, TTL).unwrap();
+    let refusal = assert_refused(store.resume(resume("jfk", "b"), Duration::ZERO), Reason::LeaseHeld);
+    // As long as a lease can be, which is 49 days, and a moment.
+    assert!(refusal.to_string().contains(&(1_u64 << 32).to_string()), "{refusal}");
+    let refusal = store.state.lease_held(&Resume { request: resume("jfk", "b") }, Duration::MAX);
+    assert!(refusal.to_string().contains(&u64::MAX.to_string()), "{refusal}");
+}
