@@ -96,7 +96,7 @@ async fn a_restore_stops_at_any_fact_that_is_asked_for() {
     let refused = restore_to(&snapshot, &dir.path().join("late"), Through::Lsn(Lsn::from_u64(u64::MAX >> 1)));
     assert!(refused.is_err());
     let refused = restore_to(&snapshot, &dir.path().join("early"), Through::TimeMs(1)).unwrap_err();
-    assert!(refused.to_string().contains("there is nothing of that time"), "{refused}");
+    assert!(refused.to_string().contains("the snapshot begins after that time"), "{refused}");
     let refused = restore_to(&snapshot, &dir.path().join("at-1"), Through::End).unwrap_err();
     assert!(matches!(refused, BadSnapshot::NotEmpty { .. }), "{refused}");
 }
