@@ -153,8 +153,7 @@ fn compacted(runs: &[(u64, u64)], seed: u64, survivors: Survivors) -> Files {
 /// A file that is not of a log's content.
 fn alone(content: Content) -> Files {
     let disk = SimDisk::new();
-    let label =
-        SegmentLabel { content, log_id: ID, numbers: 1..=4, first_index: LogIndex(1), judged_at: Lsn::ZERO };
+    let label = SegmentLabel { content, log_id: ID, numbers: 1..=4, first_index: LogIndex(1), judged_at: Lsn::ZERO };
     let mut writer = SegmentFileWriter::create(&disk, &segment(1), &label).expect("a simulated disk takes a file");
     for index in [1, 2, 5] {
         let index = LogIndex(index);

@@ -211,6 +211,7 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
             branch: in_branch,
             sequence: input.number(sequence(branch)),
             checkpoint_lsn: input.number(lsn(branch)),
+            checkpoint_committed_at_ms: input.number(1_000),
             actor,
             reason,
         }),
@@ -236,6 +237,7 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
             actor,
             reason,
             savepoint: input.one_of(&NAMES).to_owned(),
+            retained_from: input.number(0),
         }),
         8 => Kind::Forked(Forked {
             pipeline: in_pipeline,
