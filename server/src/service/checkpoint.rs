@@ -4,7 +4,7 @@ use fencepost::v1::checkpoint_service_server::CheckpointService;
 use fencepost::v1::{
     BranchInfo, GetCheckpointRequest, GetCheckpointResponse, GetHeadRequest, GetHeadResponse, LeaseInfo,
     ListBranchesRequest, ListBranchesResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListPipelinesRequest,
-    ListPipelinesResponse, PipelineInfo,
+    ListPipelinesResponse, PipelineInfo, StoredCheckpoint,
 };
 use fencepost::{Lsn, Reason};
 use tonic::{Request, Response, Status};
@@ -80,14 +80,20 @@ impl CheckpointService for Service {
         let (name, of) = (branch.clone(), pipeline.clone());
         let (places, seen) = sequencer
             .read(move |view| {
-                let is_kept = |(sequence, lsn)| view.state.check_place(&of, &name, sequence, Some(lsn)).ok();
-                Ok(places.into_iter().filter_map(is_kept).collect::<Vec<Lsn>>())
+                let is_kept = |(sequence, lsn): &_| view.state.check_place(&of, &name, *sequence, Some(*lsn)).is_ok();
+                Ok(places.into_iter().filter(is_kept).collect::<Vec<(u64, Lsn)>>())
             })
             .await
             .map_err(status)?;
         let log = log.clone();
         let checkpoints = facts::blocking(move || {
-            places.into_iter().map(|lsn| facts::checkpoint(&log, lsn, &pipeline, &branch, true)).collect()
+            let row = |(sequence, lsn): (u64, Lsn)| {
+                facts::row(facts::checkpoint(&log, lsn, &pipeline, &branch, true), |unreadable| {
+                    let (pipeline, branch, lsn) = (pipeline.clone(), branch.clone(), lsn.as_u64());
+                    StoredCheckpoint { pipeline, branch, sequence, lsn, unreadable, ..StoredCheckpoint::default() }
+                })
+            };
+            Ok(places.into_iter().filter_map(row).collect())
         })
         .await?;
         let header = Some(sequencer.header(seen));
