@@ -12,7 +12,6 @@ use super::{Backend, facts};
 use crate::error::Refusal;
 use crate::index::IndexError;
 use crate::sequencer::View;
-use crate::state::Whereabouts;
 
 /// How soon a question is worth asking again.
 const RETRY_AFTER_MS: u64 = 1_000;
@@ -27,15 +26,7 @@ pub(super) async fn places(
 ) -> Result<Vec<(u64, Lsn)>, Refusal> {
     let (pipeline, branch) = (pipeline.to_owned(), branch.to_owned());
     let look = move |view: &View| {
-        let mut known = Vec::new();
-        let mut asked = Vec::new();
-        for sequence in sequences {
-            match view.state.whereabouts(&pipeline, &branch, sequence) {
-                Whereabouts::At(lsn) => known.push((sequence, lsn)),
-                Whereabouts::InHistory => asked.push(sequence),
-                Whereabouts::Nowhere => {}
-            }
-        }
+        let (known, asked) = view.state.whereabouts(&pipeline, &branch, &sequences);
         Ok((known, view.index.history(&pipeline, &branch, asked)))
     };
     let ((mut found, history), _) = backend.sequencer.read(look).await?;
