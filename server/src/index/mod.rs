@@ -23,8 +23,6 @@ pub struct Place {
     pub sequence: u64,
     /// The fact that made it.
     pub lsn: Lsn,
-    /// When, in milliseconds since 1970 by the server's wall clock.
-    pub at_ms: u64,
 }
 
 /// The part of the index that lives on the sequencer's thread.
@@ -57,12 +55,6 @@ impl Index {
     /// Lets go of what the cold index has taken in, all facts through `index`.
     pub fn forget_through(&mut self, index: LogIndex) -> Forgotten {
         self.recent.forget_through(index)
-    }
-
-    /// Where the commit is that gave the branch its checkpoint of this sequence, if it is recent. The caller knows the
-    /// head: later sequences may have been abandoned by a rewind.
-    pub fn commit(&self, pipeline: &str, branch: &str, sequence: u64) -> Option<Lsn> {
-        self.recent.commit(pipeline, branch, sequence).map(|place| place.lsn)
     }
 
     /// The places of these checkpoints, all of which the state says are retained.

@@ -45,7 +45,7 @@ struct Generation {
 
 #[derive(Debug, Default)]
 struct Pipeline {
-    branches: BTreeMap<Box<str>, BTreeMap<u64, (Lsn, u64)>>,
+    branches: BTreeMap<Box<str>, BTreeMap<u64, Lsn>>,
     commit_ids: HashMap<Digest, Lsn>,
     /// Ascending.
     audit: Vec<Lsn>,
@@ -73,7 +73,7 @@ impl Recent {
         let pipeline = entry(&mut generation.pipelines, name);
         for (branch, sequence, _) in fact.checkpoints() {
             // After a rewind a sequence is used again, and the later checkpoint is the one.
-            entry(&mut pipeline.branches, branch).insert(sequence, (lsn, fact.at_ms));
+            entry(&mut pipeline.branches, branch).insert(sequence, lsn);
             generation.entries += 1;
         }
         if let Some(commit) = fact.commit() {
@@ -98,10 +98,11 @@ impl Recent {
         Forgotten { _generations: forgotten }
     }
 
-    /// Where the newest checkpoint of this sequence is, if it is recent.
+    /// Where the newest checkpoint of this sequence is, if it is recent. The caller knows the head: later ones may have been
+    /// abandoned by a rewind.
     pub fn commit(&self, pipeline: &str, branch: &str, sequence: u64) -> Option<Place> {
         let found = self.pipelines(pipeline).find_map(|pipeline| pipeline.branches.get(branch)?.get(&sequence));
-        found.map(|(lsn, at_ms)| Place { sequence, lsn: *lsn, at_ms: *at_ms })
+        found.map(|lsn| Place { sequence, lsn: *lsn })
     }
 
     /// Where the newest commit with this id is, if it is recent. [`id_key`] makes the key.
@@ -187,7 +188,7 @@ mod tests {
         let mut recent = Recent::default();
         recent.feed(lsn(1), &commit("eu", 1, "a"));
         recent.feed(lsn(2), &commit("eu", 1, "b"));
-        assert_eq!(recent.commit("prod/orders", "eu", 1), Some(Place { sequence: 1, lsn: lsn(2), at_ms: 1 }));
+        assert_eq!(recent.commit("prod/orders", "eu", 1), Some(Place { sequence: 1, lsn: lsn(2) }));
         assert_eq!(recent.commit_id("prod/orders", &id_key("a")), Some(lsn(1)));
         assert_eq!(recent.commit("prod/orders", "us", 1), None);
     }

@@ -285,7 +285,7 @@ impl Store {
     ) -> Result<Vec<Option<Place>>, Problem> {
         let place = |sequence: &u64| {
             let found = self.get::<Checkpoint>(&layout::checkpoint_key(pipeline, branch, *sequence))?;
-            Ok(found.map(|found| Place { sequence: *sequence, lsn: found.lsn, at_ms: found.at_ms }))
+            Ok(found.map(|found| Place { sequence: *sequence, lsn: found.lsn }))
         };
         sequences.iter().map(place).collect()
     }

@@ -129,7 +129,7 @@ impl Model {
                 let sequences: Vec<u64> = (1..=self.now).collect();
                 let place = |sequence: &u64| {
                     let found = self.checkpoints.get(&(at, *sequence))?;
-                    Some(Place { sequence: *sequence, lsn: lsn(*found), at_ms: *found })
+                    Some(Place { sequence: *sequence, lsn: lsn(*found) })
                 };
                 let right: Vec<_> = sequences.iter().map(place).collect();
                 let known = index.call(move |store| store.commits(PIPELINE, branch, &sequences)).unwrap();
