@@ -33,7 +33,7 @@ pub(crate) enum Lease {
         pipeline: String,
         /// The branch.
         branch: String,
-        /// Why. Kept in the log for ever.
+        /// Why, for the audit.
         #[arg(long, short)]
         reason: String,
         /// Who you are, for the log.
