@@ -6,6 +6,7 @@
 //! | `i` pipeline 00 key of a commit id | LSN of the commit, how many `h` entries name it |
 //! | `a` pipeline 00 LSN | LSN of the audit record before it, time |
 //! | `p` pipeline 00 | LSN of the newest audit record ever, LSN of the oldest that is listed or 0 |
+//! | `x` first of some log entries | last of those entries, which could not be read |
 //! | `u` first log index of a segment | bytes of the `h` entries in it, other live bytes |
 //! | `m` | magic, format, log id, applied LSN, number of all other entries, sum of their hashes |
 //!
@@ -58,6 +59,12 @@ pub(super) struct Chain {
 pub(super) struct Use {
     pub(super) checkpoint_bytes: u64,
     pub(super) other_bytes: u64,
+}
+
+/// Entries of the log that could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unread {
+    pub(super) last: u64,
 }
 
 /// What the whole database must be.
@@ -125,7 +132,11 @@ pub(super) fn use_key(first_index: u64) -> Vec<u8> {
     named(b'u', &[], &first_index.to_be_bytes())
 }
 
-/// The integer that a key of `h`, `a` or `u` ends with.
+pub(super) fn unread_key(first_index: u64) -> Vec<u8> {
+    named(b'x', &[], &first_index.to_be_bytes())
+}
+
+/// The integer that a key of `h`, `a`, `u` or `x` ends with.
 pub(super) fn last_u64(key: &[u8]) -> Option<u64> {
     key.last_chunk().map(|last| u64::from_be_bytes(*last))
 }
@@ -236,6 +247,16 @@ impl Value for Use {
 
     fn take(bytes: &mut &[u8]) -> Option<Use> {
         Some(Use { checkpoint_bytes: take_u64(bytes)?, other_bytes: take_u64(bytes)? })
+    }
+}
+
+impl Value for Unread {
+    fn put(&self, bytes: &mut Vec<u8>) {
+        put(bytes, &[self.last]);
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Unread> {
+        Some(Unread { last: take_u64(bytes)? })
     }
 }
 

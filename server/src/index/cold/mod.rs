@@ -95,6 +95,8 @@ struct Inner {
     jobs: Option<std::sync::mpsc::Sender<Job>>,
     /// What was last found wrong with a database.
     given_up: Option<String>,
+    /// It was said that none can be made.
+    is_failure_told: bool,
 }
 
 impl Shared {
@@ -116,7 +118,8 @@ impl ColdIndex {
     /// Opens the index in `dir`, which may be missing, in the background. One that ends before `needed.after` is not ready
     /// until it was fed; one that goes beyond `needed.through` belongs to a log that was set back.
     pub fn start(dir: PathBuf, log_id: Uuid, needed: Horizon, settings: ColdSettings) -> ColdIndex {
-        let inner = Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None });
+        let inner =
+            Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None, is_failure_told: false });
         let shared = Arc::new(Shared { dir, log_id, needed, settings, progress: AtomicU64::new(0), inner });
         begin(&shared, worker::Start::Open);
         ColdIndex { owner: Arc::new(Owner(shared)) }
@@ -199,19 +202,26 @@ impl ColdIndex {
             let places = store.commits(&pipeline, &branch, &sequences)?;
             let hole = sequences.iter().zip(&places).find(|(_, place)| place.is_none());
             match hole {
-                Some((sequence, _)) if store.applied() <= horizon.through => {
-                    Err(Problem::Doubt(format!("checkpoint {sequence} of '{branch}' of '{pipeline}' is not in it")))
-                }
-                _ => Ok(places),
+                Some((sequence, _)) if store.applied() <= horizon.through => match store.unread() {
+                    Some(indexes) => Ok(Err(IndexError::Unread { indexes })),
+                    None => {
+                        Err(Problem::Doubt(format!("checkpoint {sequence} of '{branch}' of '{pipeline}' is not in it")))
+                    }
+                },
+                _ => Ok(Ok(places)),
             }
         })
-        .await
+        .await?
     }
 
     /// Where the newest commit with this id is, if a checkpoint of it is retained.
     pub async fn commit_id(&self, horizon: Horizon, pipeline: &str, key: Digest) -> Result<Option<Lsn>, IndexError> {
         let pipeline = pipeline.to_owned();
-        self.ask(horizon.after, move |store| store.commit_id(&pipeline, &key)).await
+        let answer = self.ask(horizon.after, move |store| Ok((store.commit_id(&pipeline, &key)?, store.unread())));
+        match answer.await? {
+            (None, Some(indexes)) => Err(IndexError::Unread { indexes }),
+            (found, _) => Ok(found),
+        }
     }
 
     /// At most `limit` audit records of the pipeline before `before`, newest first.

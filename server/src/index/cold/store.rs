@@ -9,7 +9,7 @@ use fencepost::{LogIndex, Lsn};
 use sled::Batch;
 use uuid::Uuid;
 
-use super::layout::{self, AuditEntry, Chain, Checkpoint, Id, META, Meta, Sum, Use, Value};
+use super::layout::{self, AuditEntry, Chain, Checkpoint, Id, META, Meta, Sum, Unread, Use, Value};
 use super::{Change, ColdSettings, Located, SegmentUse};
 use crate::index::Place;
 use crate::state::Digest;
@@ -37,6 +37,8 @@ pub(super) struct Store {
     sum: Sum,
     /// What the `u` entries say.
     segments: BTreeMap<u64, Use>,
+    /// What the `x` entries say.
+    unread: BTreeMap<u64, Unread>,
     /// Changed and not written yet. What it says comes before what the tree says.
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
@@ -69,6 +71,10 @@ impl Store {
                 let first_index = layout::last_u64(&key).ok_or_else(|| doubt("a segment's key is too short"))?;
                 store.segments.insert(first_index, decode(&key, &value)?);
             }
+            if key.starts_with(b"x") {
+                let first = layout::last_u64(&key).ok_or_else(|| doubt("the key of unread entries is too short"))?;
+                store.unread.insert(first, decode(&key, &value)?);
+            }
             if at.is_multiple_of(10_000) {
                 progress();
             }
@@ -90,8 +96,8 @@ impl Store {
     }
 
     fn on(tree: sled::Db, log_id: Uuid) -> Store {
-        let (segments, pending) = (BTreeMap::new(), BTreeMap::new());
-        Store { tree, log_id, applied: Lsn::ZERO, sum: Sum::default(), segments, pending }
+        let (segments, unread, pending) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Store { tree, log_id, applied: Lsn::ZERO, sum: Sum::default(), segments, unread, pending }
     }
 
     pub(super) fn applied(&self) -> Lsn {
@@ -119,6 +125,11 @@ impl Store {
                 let mut used = self.segments.get(&first_index.0).copied().unwrap_or_default();
                 used.other_bytes = other_bytes;
                 self.set_use(first_index.0, Some(used))
+            }
+            Change::Unread { indexes } => {
+                let (first, unread) = (indexes.start().0, Unread { last: indexes.end().0 });
+                self.unread.insert(first, unread);
+                self.put(layout::unread_key(first), &unread)
             }
             Change::SegmentGone { first_index } => self.merge_segment(first_index.0),
             Change::Commit { pipeline, branch, sequence, lsn, at_ms, bytes, commit_id } => {
@@ -352,9 +363,15 @@ impl Store {
         let segments = self.segments.iter();
         let used = segments.map(|(first_index, used)| SegmentUse {
             first_index: LogIndex(*first_index),
-            live_bytes: used.checkpoint_bytes.saturating_add(used.other_bytes),
+            checkpoint_bytes: used.checkpoint_bytes,
+            other_bytes: used.other_bytes,
         });
         used.collect()
+    }
+
+    /// The oldest entries of the log that are not in it because they could not be read.
+    pub(super) fn unread(&self) -> Option<RangeInclusive<LogIndex>> {
+        self.unread.first_key_value().map(|(first, unread)| LogIndex(*first)..=LogIndex(unread.last))
     }
 
     /// Number of entries.

@@ -45,8 +45,11 @@ fn what_was_fed_is_answered_also_after_a_restart() {
     assert_eq!(block_on(index.audit(horizon(4), "p/p", Lsn::MAX, 9)), Ok(vec![lsn(4), lsn(2)]));
     assert_eq!(block_on(index.audit(horizon(4), "p/p", lsn(4), 9)), Ok(vec![lsn(2)]));
     assert_eq!(block_on(index.audit(horizon(4), "p/p", lsn(3), 0)), Ok(vec![]));
-    let used = |first, live_bytes| SegmentUse { first_index: LogIndex(first), live_bytes };
-    assert_eq!(index.segments().unwrap(), [used(1, 207), used(3, 100)]);
+    let used = |first, checkpoint_bytes, other_bytes| {
+        let first_index = LogIndex(first);
+        SegmentUse { first_index, checkpoint_bytes, other_bytes }
+    };
+    assert_eq!(index.segments().unwrap(), [used(1, 200, 7), used(3, 100, 0)]);
     let (located, is_more) = block_on(index.at(LogIndex(1)..=LogIndex(2))).unwrap();
     assert_eq!((located.len(), is_more), (2, false));
     assert_eq!(located[1].branch, "us");
@@ -65,7 +68,8 @@ fn what_is_not_retained_goes_with_its_bytes_and_its_commit_id() {
     index.feed(Lsn::ZERO, changes, lsn(9)).unwrap();
     let retain =
         |sequences, pinned| Change::Retain { pipeline: "p/p".to_owned(), branch: "eu".to_owned(), sequences, pinned };
-    let segments = |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes).collect::<Vec<_>>();
+    let segments =
+        |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes()).collect::<Vec<_>>();
     // Inserted and removed by one feed, and the same again.
     for after in [9, 10] {
         index.feed(lsn(after), vec![commit("eu", 10, 10, "10"), retain(5..=8, vec![2])], lsn(after + 1)).unwrap();
@@ -94,7 +98,7 @@ fn a_sequence_used_again_after_a_rewind_is_the_later_checkpoint() {
     assert_eq!(block_on(index.commit_id(horizon(5), "p/p", id_key("b"))), Ok(Some(lsn(5))));
     let places = block_on(index.commits(horizon(5), "p/p", "eu", vec![2])).unwrap();
     assert_eq!(places[0].unwrap().lsn, lsn(5));
-    assert_eq!(index.segments().unwrap()[0].live_bytes, 200);
+    assert_eq!(index.segments().unwrap()[0].live_bytes(), 200);
 }
 
 #[test]

@@ -126,8 +126,12 @@ impl Worker {
     /// Drops the database, whatever state it is in, and begins an empty one.
     fn give_up(&mut self, why: &str) {
         let dir = self.shared.dir.display();
-        tracing::warn!(%dir, why, "the index of old checkpoints cannot be trusted: it is made again from the log");
-        self.shared.inner().given_up = Some(why.to_owned());
+        let mut inner = self.shared.inner();
+        inner.given_up = Some(why.to_owned());
+        if !inner.is_failure_told {
+            tracing::warn!(%dir, why, "the index of old checkpoints cannot be trusted: it is made again from the log");
+        }
+        drop(inner);
         if let Some(store) = self.store.take() {
             // It may hang, so nobody waits for it.
             let dropping = move || drop(catch_unwind(AssertUnwindSafe(|| drop(store))));
@@ -156,12 +160,15 @@ impl Worker {
         match created {
             Ok(store) => {
                 self.store = Some(store);
+                self.shared.inner().is_failure_told = false;
                 self.publish(|_| Status::Rebuilding { applied: fencepost::Lsn::ZERO });
             }
             Err(why) => {
                 let dir = shared.dir.display();
                 let why = format!("a new one cannot be made in {dir} ({why}), and is tried again: see to the disk");
-                tracing::warn!("the index of old checkpoints cannot be used: {why}");
+                if !std::mem::replace(&mut self.shared.inner().is_failure_told, true) {
+                    tracing::warn!("the index of old checkpoints cannot be used: {why}");
+                }
                 self.publish(|_| Status::Failed { why });
             }
         }
