@@ -16,3 +16,4 @@ mod start;
 mod support;
 mod tail;
 mod transfer;
+mod upkeep;

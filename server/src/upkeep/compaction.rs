@@ -28,8 +28,8 @@ const COUNTED_TOGETHER: usize = 2;
 pub(super) struct Gains {
     /// By the first index.
     counted: BTreeMap<LogIndex, Counted>,
-    /// Segments that cannot be read, by their first numbers.
-    damaged: Vec<u64>,
+    /// Segments that cannot be read, by their first numbers, and why.
+    damaged: BTreeMap<u64, String>,
 }
 
 /// What was alive in a segment when all of its facts were looked at.
@@ -60,7 +60,7 @@ impl Pass {
         let room = log.leave_room();
         let mut done = CompactionDone { bytes_before: log.status().bytes, ..CompactionDone::default() };
         let live_permille = if ordered.is_some() { THOROUGH } else { ORDINARY };
-        self.count_again(state, live_permille, ordered.is_some() || room.is_some(), &mut done)?;
+        self.count_again(state, live_permille, ordered.is_some() || room.is_some())?;
         let candidates = self.candidates(state);
         let runs = choose(&candidates, self.settings.segment_bytes, live_permille);
         let bytes_of = |run: &RangeInclusive<u64>| -> u64 {
@@ -79,7 +79,7 @@ impl Pass {
                 }
                 pace.used(bytes)
             };
-            match self.compact_run(state, &run, &mut used, &mut done) {
+            match self.compact_run(state, &run, &mut used) {
                 Err(CompactError::Stopped) => return Err(Trouble::Stopped),
                 // Another run may need less room, and make some.
                 Err(error) => failed = failed.or(Some(error)),
@@ -87,6 +87,8 @@ impl Pass {
             }
         }
         done.bytes_after = log.status().bytes;
+        done.damaged = self.gains.damaged.values().cloned().collect();
+        done.damaged.dedup();
         let live_bytes = self.candidates(state).iter().map(|it| it.live_bytes).sum();
         self.board.change(|status| status.live_bytes = live_bytes);
         failed.map_or(Ok(done), |error| Err(Trouble::Compact(error)))
@@ -101,7 +103,7 @@ impl Pass {
     fn covered(&self, state: &State) -> impl Iterator<Item = SegmentInfo> {
         let (covered, damaged) = (state.applied().index(), &self.gains.damaged);
         let segments = self.store.log.sealed().into_iter();
-        segments.filter(move |it| it.last_index <= covered && !damaged.contains(it.numbers.start()))
+        segments.filter(move |it| it.last_index <= covered && !damaged.contains_key(it.numbers.start()))
     }
 
     /// What the index says is alive, if it knows all that the state does.
@@ -128,13 +130,7 @@ impl Pass {
 
     /// Looks at the facts of segments that would be worth it if not for what dies without the index being told: commit ids
     /// that are forgotten, grants that are old. Without an index: of all segments.
-    fn count_again(
-        &mut self,
-        state: &State,
-        live_permille: u64,
-        is_urgent: bool,
-        done: &mut CompactionDone,
-    ) -> Result<(), Trouble> {
+    fn count_again(&mut self, state: &State, live_permille: u64, is_urgent: bool) -> Result<(), Trouble> {
         let uses = self.uses(state);
         let is_wanted = |segment: &SegmentInfo| match &uses {
             Some(uses) => {
@@ -155,7 +151,7 @@ impl Pass {
         for segment in wanted {
             match self.count(state, &segment, &mut |bytes| pace.used(bytes))? {
                 Ok(live_bytes) => self.counted(state, segment.first_index..=segment.last_index, live_bytes),
-                Err(damage) => self.damaged(damage, segment.numbers, done),
+                Err(damage) => self.damaged(damage, segment.numbers),
             }
         }
         Ok(())
@@ -219,7 +215,6 @@ impl Pass {
         state: &State,
         run: &RangeInclusive<u64>,
         used: &mut Pacer<'_>,
-        done: &mut CompactionDone,
     ) -> Result<(), CompactError> {
         let members: Vec<SegmentInfo> =
             self.store.log.sealed().into_iter().filter(|it| run.contains(it.numbers.start())).collect();
@@ -252,11 +247,11 @@ impl Pass {
                 Ok(())
             }
             Err(CompactError::Corrupt(damage)) => {
-                self.damaged(damage, run.clone(), done);
+                self.damaged(damage, run.clone());
                 Ok(())
             }
             Err(CompactError::Io { action: "open" | "read", path, source }) => {
-                self.damaged(unreadable(path, &source), run.clone(), done);
+                self.damaged(unreadable(path, &source), run.clone());
                 Ok(())
             }
             Err(error) => Err(error),
@@ -264,11 +259,10 @@ impl Pass {
     }
 
     /// Leaves alone what cannot be read: the segment of that file, or, if that is none of them, the whole run.
-    fn damaged(&mut self, damage: Damage, run: RangeInclusive<u64>, done: &mut CompactionDone) {
-        done.damaged.push(damage.to_string());
+    fn damaged(&mut self, damage: Damage, run: RangeInclusive<u64>) {
         let number = damage.file.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
         let numbers = number.filter(|number| run.contains(number)).map_or(run, |number| number..=number);
-        self.gains.damaged.extend(numbers);
+        self.gains.damaged.extend(numbers.map(|number| (number, damage.to_string())));
         self.damages.add(damage);
     }
 }
