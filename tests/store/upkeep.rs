@@ -24,16 +24,17 @@ async fn fill(store: &Embedded, driver: &mut Driver, pipeline: &str, segments: u
     }
 }
 
-/// Changes a byte of the state that this commit saved, which a sealed segment has.
-fn damage_state(data_dir: &Path, sequence: u64) -> PathBuf {
+/// Changes a byte of the state that this commit saved, which a sealed segment has. Answers which, and what it was.
+fn damage_state(data_dir: &Path, sequence: u64) -> (PathBuf, Vec<u8>) {
     let text = format!("{LIVE}/main@{sequence}#");
     for file in files_in(&data_dir.join("log")) {
-        let mut bytes = std::fs::read(&file).unwrap();
-        let at = bytes.windows(text.len()).rposition(|window| window == text.as_bytes());
+        let intact = std::fs::read(&file).unwrap();
+        let at = intact.windows(text.len()).rposition(|window| window == text.as_bytes());
         if let Some(at) = at {
+            let mut bytes = intact.clone();
             bytes[at] ^= 1;
             std::fs::write(&file, bytes).unwrap();
-            return file;
+            return (file, intact);
         }
     }
     panic!("no file has '{text}'");
@@ -68,7 +69,7 @@ async fn an_index_that_is_made_again_from_a_damaged_log_has_all_that_can_be_read
     store.close().await.unwrap();
 
     let damaged = 100;
-    let file = damage_state(&data_dir, damaged);
+    let (file, intact) = damage_state(&data_dir, damaged);
     std::fs::remove_dir_all(data_dir.join("index")).unwrap();
     // The second time it is opened with what it does not have.
     for _ in 0..2 {
@@ -80,6 +81,16 @@ async fn an_index_that_is_made_again_from_a_damaged_log_has_all_that_can_be_read
         driver.check_heads().await;
         store.close().await.unwrap();
     }
+
+    // As docs/operations.md says: the segment is put back from a copy. Then it is damaged again.
+    std::fs::rename(&file, dir.path().join("damaged")).unwrap();
+    std::fs::write(&file, &intact).unwrap();
+    std::fs::remove_dir_all(data_dir.join("index")).unwrap();
+    let store = open_again(config(&data_dir)).await.unwrap();
+    until(&store, |it| it.store.as_ref().is_some_and(|it| it.index_state == "READY")).await;
+    truth.must_be(&driver.known.ask(&store.channel()).await, "put back");
+    store.close().await.unwrap();
+    std::fs::rename(dir.path().join("damaged"), &file).unwrap();
 
     let store = open_again(config(&data_dir)).await.unwrap();
     driver.reconnect(store.channel());
