@@ -10,7 +10,9 @@
 mod backup;
 mod crash;
 mod job;
+mod kill;
 mod lifecycle;
+mod load;
 mod run;
 mod run_handover;
 mod run_once;
