@@ -11,6 +11,7 @@ mod backup;
 mod crash;
 mod job;
 mod kill;
+mod kill_copies;
 mod lifecycle;
 mod load;
 mod run;
