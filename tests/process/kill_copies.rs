@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::load::{self, BUSY, Load};
+use crate::load::{self, BUSY, LEDGER, Load};
 use crate::support::{Ended, PATIENCE, Server, fencepost, files, json, moment, offline, output, until};
 
 /// Of each branch with large states so many checkpoints are kept: enough for three segments.
@@ -186,4 +186,54 @@ async fn a_snapshot_whose_server_or_caller_was_killed_is_whole_or_none() {
     server.restart_on(&elsewhere).await;
     load::check(&server.client().await, &acknowledged, KEEP, 1, "restored").await;
     println!("{} servers were killed during a snapshot, {cut_short} of them in the middle", moments.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_killed_is_done_again_in_an_empty_directory() {
+    let (mut server, _, load) = loaded().await;
+    let acknowledged = load.stop().await;
+    let snapshot = server.scratch().join("snapshot");
+    let made = output(&mut creating(&server, &snapshot)).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    server.kill().await;
+    let lsn = verified(&snapshot).await;
+    let (to, begun) = (server.scratch().join("restored"), Instant::now());
+    json(&output(&mut restoring(&snapshot, &to, &[])).await);
+    let whole = begun.elapsed();
+    let words = ["a restore into", to.to_str().unwrap(), "remove that directory and restore again"];
+    let (mut cut_short, mut finished) = (0, 0);
+    let moments = When::all(&mut StdRng::seed_from_u64(3), rounds(8));
+    for (round, when) in moments.iter().enumerate() {
+        std::fs::remove_dir_all(&to).unwrap();
+        // A whole snapshot is copied, one up to a fact is written anew.
+        let more = if round % 4 < 2 { &[][..] } else { &["--to-lsn", &lsn] };
+        let mut child = spawn(&mut restoring(&snapshot, &to, more));
+        when.wait(&to, whole, &mut child).await;
+        child.kill().await.unwrap();
+        if to.join("RESTORING").exists() {
+            cut_short += 1;
+            is_no_store(&to, &words).await;
+            let left = files(&to);
+            refused(&output(&mut restoring(&snapshot, &to, more)).await, REFUSED, &words);
+            assert_eq!(files(&to), left);
+            std::fs::remove_dir_all(&to).unwrap();
+            json(&output(&mut restoring(&snapshot, &to, more)).await);
+        } else if files(&to).is_empty() {
+            // It had not begun.
+            json(&output(&mut restoring(&snapshot, &to, more)).await);
+        } else {
+            finished += 1;
+        }
+        json(&offline(&["-o", "json", "verify"], &[("--data-dir", &to)]).await);
+        server.restart_on(&to).await;
+        let client = server.client().await;
+        load::check(&client, &acknowledged, KEEP, 16, &format!("{when:?}")).await;
+        let old = client.pipeline(LEDGER).branch("east").head().await.unwrap().token();
+        let resumed = client.pipeline(LEDGER).branch("east").resume("loader").await.unwrap();
+        assert!(resumed.token().generation() == 2 && old.generation() == 1, "{old}, {}", resumed.token());
+        server.kill().await;
+    }
+    assert!(cut_short >= moments.len() / 3, "{cut_short} of {} restores were cut short", moments.len());
+    verified(&snapshot).await;
+    println!("{} restores were killed, {cut_short} in the middle, {finished} too late", moments.len());
 }

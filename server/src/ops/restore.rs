@@ -25,10 +25,7 @@ pub const MARKER: &str = "RESTORING";
 /// somebody else may have granted again since.
 pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
     let dir = data_dir.display();
-    if disk.open(&data_dir.join(MARKER)).is_ok() {
-        let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
-        return Err(BadSnapshot::Refused(problem));
-    }
+    check_restored(disk, data_dir)?;
     if disk.open(&data_dir.join(UNFINISHED)).is_ok() {
         let problem = format!("a snapshot into {dir} was cut short: remove that directory and make another one");
         return Err(BadSnapshot::Refused(problem));
@@ -40,6 +37,15 @@ pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> 
         return Err(BadSnapshot::Refused(problem));
     }
     Ok(())
+}
+
+fn check_restored(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+    if disk.open(&data_dir.join(MARKER)).is_err() {
+        return Ok(());
+    }
+    let dir = data_dir.display();
+    let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
+    Err(BadSnapshot::Refused(problem))
 }
 
 /// Up to where history is restored.
@@ -92,6 +98,7 @@ pub fn restore(
     let Restore { snapshot, data_dir, through, .. } = restore;
     let manifest = Manifest::read(&**disk, snapshot)?;
     let generation = generation(restore, &manifest)?;
+    check_restored(&**disk, data_dir)?;
     manifest.check(&**disk, snapshot, pace)?;
     let log_dir = data_dir.join(LOG_DIR);
     must_be_empty(&**disk, data_dir)?;
