@@ -237,3 +237,26 @@ async fn a_restore_that_was_killed_is_done_again_in_an_empty_directory() {
     verified(&snapshot).await;
     println!("{} restores were killed, {cut_short} in the middle, {finished} too late", moments.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_whose_server_was_killed_leaves_nothing_behind() {
+    let (mut server, client, load) = loaded().await;
+    let file = server.scratch().join("export");
+    let partial = |dir: &Path| files(dir).iter().any(|it| it.extension().is_some_and(|it| it == "transfer"));
+    let data_dir = server.data_dir();
+    let mut caller = spawn(server.command(&["export", load::BULK]).arg(&file));
+    moment("the export is under way", || partial(&data_dir));
+    server.kill().await;
+    let ended = tokio::time::timeout(PATIENCE, caller.wait()).await.expect("it ends in time").unwrap();
+    assert!(!ended.success() && !file.exists() && partial(&data_dir), "{ended:?}");
+    server.restart().await;
+    assert!(!partial(&data_dir));
+    let pause = load.pause().await;
+    load.check(&client, 16, "after the export").await;
+    drop(pause);
+    let ended = output(server.command(&["export", load::BULK]).arg(&file)).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(offline(&["verify"], &[("", &file)]).await.code, Some(0));
+    assert!(!partial(&data_dir));
+    load.stop().await;
+}
