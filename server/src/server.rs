@@ -104,6 +104,7 @@ impl Server {
         let log_dir = config.data_dir.join(LOG_DIR);
         hot_state::check_log(&*disk, &config.data_dir, &log_dir).map_err(ServerError::LogEndsEarly)?;
         let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
+        ops::transfer::remove_leftovers(&*disk, &config.data_dir);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }

@@ -9,6 +9,7 @@ mod damage;
 mod drive;
 mod faults;
 mod full;
+mod old;
 mod prepared;
 mod restart;
 mod snapshot;

@@ -14,6 +14,10 @@ use crate::disk::Disk;
 /// The manifest's name in the snapshot's directory.
 pub const MANIFEST: &str = "MANIFEST.json";
 
+/// What it is called until it is written: there from the first step of a snapshot to the last, so that nobody takes what is
+/// left of one for a store.
+pub(super) const UNFINISHED: &str = "MANIFEST.tmp";
+
 /// The format of manifests that this version writes, and the newest that it reads.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
@@ -125,12 +129,19 @@ impl Manifest {
         blake3::hash(&compact).to_hex().to_string()
     }
 
-    /// Writes it to a directory that has all its files, durably. From then on the directory is a snapshot.
+    /// Says durably that a directory, which has no files yet, is to become a snapshot.
+    pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<(), BadSnapshot> {
+        let path = dir.join(UNFINISHED);
+        disk.create(&path).map_err(io_error("create", &path))?;
+        disk.sync_dir(dir).map_err(io_error("sync the directory", dir))
+    }
+
+    /// Writes it to a directory that was [begun](Manifest::begin) and has all its files, durably. From then on the directory is a snapshot.
     pub fn write(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), BadSnapshot> {
         self.digest = self.digested();
         let text = serde_json::to_vec_pretty(self).expect("a manifest is plain data");
-        let (path, temporary) = (dir.join(MANIFEST), dir.join("MANIFEST.tmp"));
-        let file = disk.create(&temporary).map_err(io_error("create", &temporary))?;
+        let (path, temporary) = (dir.join(MANIFEST), dir.join(UNFINISHED));
+        let file = disk.open_rw(&temporary).map_err(io_error("open", &temporary))?;
         file.write_at(&text, 0).map_err(io_error("write", &temporary))?;
         file.sync_data().map_err(io_error("sync", &temporary))?;
         disk.rename(&temporary, &path).map_err(io_error("rename", &temporary))?;

@@ -12,7 +12,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 
 use super::append;
-use super::manifest::{BadSnapshot, MANIFEST, Manifest, io_error};
+use super::manifest::{BadSnapshot, MANIFEST, Manifest, UNFINISHED, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
@@ -21,12 +21,13 @@ use crate::log::{self, CopyError, Inspector, Log, LogConfig};
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
 
-/// Refuses a directory that is no store: in which a restore was cut short, or that is a snapshot, whose tokens somebody else
-/// may have granted again since.
+/// Refuses a directory that is no store: in which a restore or a snapshot was cut short, or that is a snapshot, whose tokens
+/// somebody else may have granted again since.
 pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
     let dir = data_dir.display();
-    if disk.open(&data_dir.join(MARKER)).is_ok() {
-        let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
+    check_restored(disk, data_dir)?;
+    if disk.open(&data_dir.join(UNFINISHED)).is_ok() {
+        let problem = format!("a snapshot into {dir} was cut short: remove that directory and make another one");
         return Err(BadSnapshot::Refused(problem));
     }
     if disk.open(&data_dir.join(MANIFEST)).is_ok() {
@@ -36,6 +37,15 @@ pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> 
         return Err(BadSnapshot::Refused(problem));
     }
     Ok(())
+}
+
+fn check_restored(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+    if disk.open(&data_dir.join(MARKER)).is_err() {
+        return Ok(());
+    }
+    let dir = data_dir.display();
+    let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
+    Err(BadSnapshot::Refused(problem))
 }
 
 /// Up to where history is restored.
@@ -88,6 +98,7 @@ pub fn restore(
     let Restore { snapshot, data_dir, through, .. } = restore;
     let manifest = Manifest::read(&**disk, snapshot)?;
     let generation = generation(restore, &manifest)?;
+    check_restored(&**disk, data_dir)?;
     manifest.check(&**disk, snapshot, pace)?;
     let log_dir = data_dir.join(LOG_DIR);
     must_be_empty(&**disk, data_dir)?;

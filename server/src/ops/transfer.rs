@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,8 +24,26 @@ use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabe
 use crate::state::State;
 use crate::upkeep::{hot_state, replay};
 
+/// How such files end that a transfer needs for itself.
+const SCRATCH: &str = "transfer";
+
 /// Where the facts of an export begin: its first entry is no fact of the source.
 const FIRST: LogIndex = LogIndex(1);
+
+/// Where a file that is sent or received is in a data directory, under a name of its own.
+pub fn scratch(data_dir: &Path, name: &str) -> PathBuf {
+    data_dir.join(format!("{name}.{SCRATCH}"))
+}
+
+/// Removes what transfers left that were cut short. For whoever has the data directory to itself; what cannot be removed is in
+/// nobody's way.
+pub fn remove_leftovers(disk: &dyn Disk, data_dir: &Path) {
+    let is_scratch = |path: &PathBuf| path.extension().is_some_and(|extension| extension == SCRATCH);
+    let names = disk.list(data_dir).unwrap_or_default();
+    for path in names.into_iter().map(|name| data_dir.join(name)).filter(is_scratch) {
+        let _ = disk.remove(&path);
+    }
+}
 
 /// What an export holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -342,7 +342,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(backend: &Backend) -> Scratch {
-        let path = backend.config.data_dir.join(format!("{}.transfer", random_id()));
+        let path = transfer::scratch(&backend.config.data_dir, &random_id().to_string());
         Scratch { backend: backend.clone(), path }
     }
 
