@@ -12,7 +12,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 
 use super::append;
-use super::manifest::{BadSnapshot, MANIFEST, Manifest, UNFINISHED, io_error};
+use super::manifest::{BadSnapshot, Manifest, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
@@ -21,25 +21,8 @@ use crate::log::{self, CopyError, Inspector, Log, LogConfig};
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
 
-/// Refuses a directory that is no store: in which a restore or a snapshot was cut short, or that is a snapshot, whose tokens
-/// somebody else may have granted again since.
-pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
-    let dir = data_dir.display();
-    check_restored(disk, data_dir)?;
-    if disk.open(&data_dir.join(UNFINISHED)).is_ok() {
-        let problem = format!("a snapshot into {dir} was cut short: remove that directory and make another one");
-        return Err(BadSnapshot::Refused(problem));
-    }
-    if disk.open(&data_dir.join(MANIFEST)).is_ok() {
-        let problem = format!(
-            "{dir} is a snapshot, and not a data directory: make one of it with `fencepost restore {dir} --data-dir DIR`"
-        );
-        return Err(BadSnapshot::Refused(problem));
-    }
-    Ok(())
-}
-
-fn check_restored(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+/// Refuses what a restore left that was cut short.
+pub(super) fn check_restored(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
     if disk.open(&data_dir.join(MARKER)).is_err() {
         return Ok(());
     }
