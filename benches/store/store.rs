@@ -13,7 +13,7 @@ use fencepost_server::config::Config;
 use fencepost_server::connections;
 use fencepost_server::log::OpenError;
 use fencepost_server::ops::BadStore;
-use fencepost_server::sequencer::{CommitReply, Sequencer, Session, Submission};
+use fencepost_server::sequencer::{CommitReply, Readable, Resumed, Sequencer, Session, Submission};
 use fencepost_server::server::{Server, ServerError};
 use fencepost_server::service::Backend;
 use fencepost_server::state::{Commit, Resume};
@@ -134,7 +134,8 @@ impl Branches {
             for branch in wave.iter().copied() {
                 let sequencer = sequencer.clone();
                 granted.spawn(async move {
-                    let granted = sequencer.resume(resume(branch), Duration::ZERO).await.expect("a free branch");
+                    let resumed = sequencer.resume(resume(branch), Duration::ZERO, Readable::default()).await;
+                    let Ok(Resumed::Granted(granted)) = resumed else { panic!("a free branch: {resumed:?}") };
                     (branch, granted.token.as_u64(), granted.head.map_or(0, |head| head.sequence))
                 });
             }

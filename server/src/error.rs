@@ -13,7 +13,7 @@ pub struct Refusal {
     pub reason: Reason,
     /// For a person: names the field or thing, its value, and what to do.
     pub message: String,
-    /// For a program. `applied` is added on the way out.
+    /// For a program. `applied` is added on the way out, unless it is here.
     pub metadata: Vec<(&'static str, String)>,
 }
 

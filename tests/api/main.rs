@@ -11,6 +11,7 @@ mod catalogue;
 mod checkpoint;
 mod cluster;
 mod commit;
+mod damage;
 mod fork;
 mod hostile;
 mod lease;

@@ -1,6 +1,7 @@
 //! A store in the test's own process, the shortest ways to speak to it, and what every refusal must look like.
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// A store of its own for one test; gone with it.
 pub(crate) struct Store {
     embedded: Embedded,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Store {
@@ -48,7 +49,7 @@ impl Store {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().join("data"), segment_bytes: 24 << 20, ..Config::default() };
         set(&mut config);
-        Store { embedded: Embedded::open_with(config).await.unwrap(), _dir: dir }
+        Store { embedded: Embedded::open_with(config).await.unwrap(), dir }
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -147,6 +148,20 @@ impl Store {
             facts.extend(message.facts);
         }
         Ok(facts)
+    }
+
+    /// Changes a bit of the log behind the server's back, at the first place where these bytes are.
+    #[allow(clippy::disallowed_methods)] // That is what a bad disk does.
+    pub(crate) fn damage(&self, bytes: &str) {
+        for file in std::fs::read_dir(self.dir.path().join("data/log")).unwrap() {
+            let path = file.unwrap().path();
+            let content = std::fs::read(&path).unwrap();
+            if let Some(at) = content.windows(bytes.len()).position(|found| found == bytes.as_bytes()) {
+                let file = std::fs::File::options().write(true).open(&path).unwrap();
+                return file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
+            }
+        }
+        panic!("'{bytes}' is nowhere in the log");
     }
 
     /// Asks the server something else, several times: what was sent on this connection before has then been looked at.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use fencepost_client::{Client, Policy};
+use fencepost_client::{Client, Policy, Reason};
 
 use super::actor::Actor;
 use super::duration;
@@ -58,7 +58,11 @@ impl PolicyCommand {
             PolicyCommand::Show { pipeline } => print(&pipeline, client.pipeline(&pipeline).policy().await?, output),
             PolicyCommand::Set(Set { pipeline, rules, reason, actor }) => {
                 let of = client.pipeline(&pipeline);
-                let policy = rules.over(of.policy().await?);
+                let present = match of.policy().await {
+                    Err(error) if error.reason() == Some(Reason::StateMissing) => Policy::new(),
+                    present => present?,
+                };
+                let policy = rules.over(present);
                 let policy = of.set_policy(policy).actor(actor.name()).reason(reason).send().await?;
                 print(&pipeline, policy, output)
             }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Decided, Decision, Granted, KeptAlive, Released, Submission, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
@@ -179,8 +179,13 @@ impl Core {
     /// Decides a request for a branch; one that came just now after those who wait for the branch already.
     fn resume(&mut self, mut waiter: Waiter) {
         if waiter.arrived.is_none() {
-            waiter.arrived = Some(self.seen());
             let request = &waiter.resume.request;
+            let head = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::head);
+            let Readable { after, at } = waiter.readable;
+            if let Some(head) = head.filter(|head| head.lsn.index() <= after && head.lsn != at) {
+                return self.answer(waiter.reply, Ok(Resumed::ReadFirst(head.lsn)));
+            }
+            waiter.arrived = Some(self.seen());
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
@@ -227,16 +232,16 @@ impl Core {
         self.answer(waiter.reply, result);
     }
 
-    fn granted(&self, resume: &Resume, token: Token) -> Granted {
+    fn granted(&self, resume: &Resume, token: Token) -> Resumed {
         let branch = self.view.state.branch(&resume.request.pipeline, &resume.request.branch);
         let grant = branch.and_then(Branch::lease);
-        Granted {
+        Resumed::Granted(Granted {
             token,
             ttl: grant.map(Grant::ttl).unwrap_or_default(),
             lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
             head: branch.and_then(Branch::head),
             seen: self.seen(),
-        }
+        })
     }
 
     fn keep_alive(&mut self, request: &KeepAliveRequest, reply: oneshot::Sender<Result<KeptAlive, Refusal>>) {

@@ -100,6 +100,25 @@ pub struct Granted {
     pub seen: Lsn,
 }
 
+/// Heads that can be read. A branch is granted only at one of these: otherwise whoever has it would be fenced by somebody
+/// who cannot begin.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Readable {
+    /// All that were made after this entry.
+    pub after: LogIndex,
+    /// And the one that this fact made.
+    pub at: Lsn,
+}
+
+/// What becomes of a request for a branch, if it is not refused.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resumed {
+    /// The branch is the caller's.
+    Granted(Granted),
+    /// Nothing was decided: the head is here, and has to be read first.
+    ReadFirst(Lsn),
+}
+
 /// Leases were kept alive, each for its TTL, or are lost.
 #[derive(Debug)]
 pub struct KeptAlive {
@@ -308,10 +327,11 @@ impl Sequencer {
         answered(answer).await
     }
 
-    /// Takes a branch, waiting up to `wait` for a lease that can be claimed.
-    pub async fn resume(&self, resume: Resume, wait: Duration) -> Result<Granted, Refusal> {
+    /// Takes a branch, waiting up to `wait` for a lease that can be claimed. Whether the head can be read is looked at when
+    /// the request comes: one that is made while it waits is new.
+    pub async fn resume(&self, resume: Resume, wait: Duration, readable: Readable) -> Result<Resumed, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
-        self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, arrived: None, reply }))).await
+        self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply }))).await
     }
 
     /// Says that holders are there.

@@ -55,6 +55,13 @@ fn lease(branch: &str, token: Token) -> LeaseRef {
     LeaseRef { pipeline: PIPELINE.to_owned(), branch: branch.to_owned(), token: token.as_u64() }
 }
 
+fn granted(answer: &mut oneshot::Receiver<Result<Resumed, Refusal>>) -> Granted {
+    match answer.try_recv().unwrap().unwrap() {
+        Resumed::Granted(granted) => granted,
+        first @ Resumed::ReadFirst(_) => panic!("{first:?}"),
+    }
+}
+
 /// The decisions alone, with a clock that the test moves.
 struct Deciding {
     core: Core,
@@ -68,12 +75,13 @@ impl Deciding {
         Deciding { core, clock }
     }
 
-    fn ask_for(&mut self, branch: &str, holder: &str, wait: Duration) -> oneshot::Receiver<Result<Granted, Refusal>> {
+    fn ask_for(&mut self, branch: &str, holder: &str, wait: Duration) -> oneshot::Receiver<Result<Resumed, Refusal>> {
         let (reply, answer) = oneshot::channel();
         let deadline = self.clock.now().plus(wait);
         self.core.decide(Work::Resume(Box::new(Waiter {
             resume: resume(branch, holder),
             deadline,
+            readable: Readable::default(),
             arrived: None,
             reply,
         })));
@@ -107,12 +115,12 @@ impl Deciding {
 #[test]
 fn a_waiter_gets_the_branch_when_the_holder_was_silent_for_its_ttl_and_not_before() {
     let mut deciding = Deciding::new();
-    let first = deciding.ask_for("jfk", "a", Duration::ZERO).try_recv().unwrap().unwrap();
+    let first = granted(&mut deciding.ask_for("jfk", "a", Duration::ZERO));
     let mut waiter = deciding.ask_for("jfk", "b", TTL * 2);
     deciding.pass(TTL - Duration::from_secs(1));
     assert!(waiter.try_recv().is_err(), "the holder may still be there");
     deciding.pass(Duration::from_secs(2));
-    let granted = waiter.try_recv().unwrap().unwrap();
+    let granted = granted(&mut waiter);
     assert!(granted.token > first.token);
     assert!(granted.lsn > first.lsn);
 }
@@ -124,14 +132,14 @@ fn a_waiter_that_went_away_is_not_granted_the_branch() {
     drop(deciding.ask_for("jfk", "gone", TTL * 2));
     let mut waiter = deciding.ask_for("jfk", "b", TTL * 2);
     deciding.pass(TTL + Duration::from_secs(1));
-    let granted = waiter.try_recv().unwrap().unwrap();
+    let granted = granted(&mut waiter);
     assert_eq!(granted.token.epoch(), 2, "nobody was granted the branch in between");
 }
 
 #[test]
 fn a_release_hands_the_branch_to_the_first_who_waits_at_once() {
     let mut deciding = Deciding::new();
-    let first = deciding.ask_for("jfk", "a", Duration::ZERO).try_recv().unwrap().unwrap();
+    let first = granted(&mut deciding.ask_for("jfk", "a", Duration::ZERO));
     let (mut b, mut c) = (deciding.ask_for("jfk", "b", TTL), deciding.ask_for("jfk", "c", TTL));
     let (reply, _released) = oneshot::channel();
     deciding.core.decide(Work::Release { cluster: None, lease: lease("jfk", first.token), reply });
@@ -153,7 +161,7 @@ fn a_waiter_is_refused_at_its_deadline_and_told_who_holds_the_branch() {
 #[test]
 fn keepalives_and_commits_both_keep_a_lease_alive() {
     let mut deciding = Deciding::new();
-    let holder = deciding.ask_for("jfk", "a", Duration::ZERO).try_recv().unwrap().unwrap();
+    let holder = granted(&mut deciding.ask_for("jfk", "a", Duration::ZERO));
     let mut waiter = deciding.ask_for("jfk", "b", TTL * 10);
     deciding.pass(TTL - Duration::from_secs(1));
     let (reply, mut kept) = oneshot::channel();
@@ -271,7 +279,9 @@ impl Running {
     }
 
     async fn grant(&self, branch: &str) -> Token {
-        self.sequencer.resume(resume(branch, "a"), Duration::ZERO).await.expect("a free branch").token
+        let resumed = self.sequencer.resume(resume(branch, "a"), Duration::ZERO, Readable::default()).await;
+        let Ok(Resumed::Granted(granted)) = resumed else { panic!("a free branch: {resumed:?}") };
+        granted.token
     }
 
     async fn commit(&self, commit: Commit) -> Result<CommitDone, Refusal> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fencepost::Lsn;
 use tokio::sync::oneshot;
 
-use super::Granted;
+use super::{Readable, Resumed};
 use crate::clock::Monotonic;
 use crate::error::Refusal;
 use crate::state::Resume;
@@ -14,9 +14,10 @@ pub(super) struct Waiter {
     pub(super) resume: Resume,
     /// After this it is refused instead.
     pub(super) deadline: Monotonic,
+    pub(super) readable: Readable,
     /// The newest fact when it was decided for the first time.
     pub(super) arrived: Option<Lsn>,
-    pub(super) reply: oneshot::Sender<Result<Granted, Refusal>>,
+    pub(super) reply: oneshot::Sender<Result<Resumed, Refusal>>,
 }
 
 /// By pipeline and branch; each in the order of arrival.

@@ -28,18 +28,13 @@ pub(super) async fn read_checkpoint(
 }
 
 /// Who had the branch before the grant at `lsn`, from the grant itself.
-pub(super) async fn predecessor(log: &Arc<Log>, lsn: Lsn) -> Result<Option<Predecessor>, Status> {
-    let log = Arc::clone(log);
-    blocking(move || {
-        let fact = read(&log, lsn)?;
-        let Some(Kind::LeaseGranted(granted)) = fact.kind else {
-            return Err(corrupt(lsn, "it is no grant".to_owned()));
-        };
-        let LeaseGranted { previous_holder, previous_token, previous_silent_ms, .. } = granted;
-        let predecessor = Predecessor { holder: previous_holder, token: previous_token, silent_ms: previous_silent_ms };
-        Ok((previous_token != 0).then_some(predecessor))
-    })
-    .await
+pub(super) fn predecessor(log: &Log, lsn: Lsn) -> Result<Option<Predecessor>, Refusal> {
+    let Some(Kind::LeaseGranted(granted)) = read(log, lsn)?.kind else {
+        return Err(corrupt(lsn, "it is no grant".to_owned()));
+    };
+    let LeaseGranted { previous_holder, previous_token, previous_silent_ms, .. } = granted;
+    let predecessor = Predecessor { holder: previous_holder, token: previous_token, silent_ms: previous_silent_ms };
+    Ok((previous_token != 0).then_some(predecessor))
 }
 
 /// Runs what may wait for the disk.

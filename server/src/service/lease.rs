@@ -1,5 +1,8 @@
 //! Taking, keeping and giving back branches.
 
+use std::sync::Arc;
+
+use fencepost::Lsn;
 use fencepost::v1::lease_service_server::LeaseService;
 use fencepost::v1::{
     KeepAliveRequest, KeepAliveResponse, KeepAliveResult, ReleaseRequest, ReleaseResponse, ResumeMode, ResumeRequest,
@@ -10,6 +13,8 @@ use tonic::{Request, Response, Status};
 
 use super::status::{message, status};
 use super::{Backend, facts, shape};
+use crate::sequencer::{Readable, Resumed};
+use crate::state::Head;
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -21,12 +26,25 @@ impl LeaseService for Service {
         let without_state = request.mode() == ResumeMode::Soft;
         let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
         let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
-        let granted = sequencer.resume(resume, wait).await.map_err(status)?;
-        let predecessor = facts::predecessor(log, granted.lsn).await?;
-        let head = match granted.head {
-            Some(head) => Some(facts::read_checkpoint(log, head.lsn, pipeline, branch, without_state).await?),
-            None => None,
+        // Every byte of the newest segment was written or checked by this process.
+        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO };
+        let granted = loop {
+            match sequencer.resume(resume.clone(), wait, readable).await.map_err(status)? {
+                Resumed::Granted(granted) => break granted,
+                Resumed::ReadFirst(lsn) => {
+                    facts::read_checkpoint(log, lsn, pipeline.clone(), branch.clone(), true).await?;
+                    readable.at = lsn;
+                }
+            }
         };
+        let (log, lsn, head) = (Arc::clone(log), granted.lsn, granted.head);
+        let (predecessor, head) = facts::blocking(move || {
+            let read = |head: Head| facts::checkpoint(&log, head.lsn, &pipeline, &branch, without_state);
+            let found = facts::predecessor(&log, lsn).and_then(|it| Ok((it, head.map(read).transpose()?)));
+            // The grant is in force all the same.
+            found.map_err(|refusal| refusal.with("applied", "unknown"))
+        })
+        .await?;
         Ok(Response::new(ResumeResponse {
             header: Some(sequencer.header(granted.seen)),
             token: granted.token.as_u64(),

@@ -147,7 +147,10 @@ impl PipelineService for Service {
             }
             Some(rewind_request::To::Savepoint(name)) => {
                 check_name("savepoint", name).map_err(status)?;
-                None
+                let asked = request.clone();
+                let judged = sequencer.read(move |view| view.state.evaluate_rewind(&asked, None)).await;
+                let to = Lsn::from_u64(judged.map_err(status)?.0.to_lsn);
+                Some(self.read(&request.pipeline, &request.branch, to).await?)
             }
             None => None,
         };
@@ -240,9 +243,14 @@ impl Service {
         let Some(lsn) = history::place(&self.0, pipeline, branch, sequence).await.map_err(status)? else {
             return Ok(None);
         };
-        let log = self.0.log.clone();
-        let fact = facts::blocking(move || facts::read(&log, lsn)).await?;
-        Ok(Some(Place { lsn, committed_at_ms: facts::committed_at_ms(&fact) }))
+        self.read(pipeline, branch, lsn).await.map(Some)
+    }
+
+    /// Reads the checkpoint that the fact at `lsn` gave the branch: nothing is set back to one that cannot be read.
+    async fn read(&self, pipeline: &str, branch: &str, lsn: Lsn) -> Result<Place, Status> {
+        let (pipeline, branch) = (pipeline.to_owned(), branch.to_owned());
+        let found = facts::read_checkpoint(&self.0.log, lsn, pipeline, branch, true).await?;
+        Ok(Place { lsn, committed_at_ms: found.committed_at_ms })
     }
 }
 

@@ -23,12 +23,9 @@ pub(super) fn status(refusal: Refusal) -> Status {
 
 /// As a message of a stream.
 pub(super) fn message(refusal: Refusal) -> v1::Refusal {
-    let applied = refusal.reason.applied().as_str().to_owned();
-    let metadata: HashMap<String, String> = refusal
-        .metadata
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .chain([("applied".to_owned(), applied)])
-        .collect();
+    // A refusal that knows better says so itself.
+    let applied = ("applied", refusal.reason.applied().as_str().to_owned());
+    let metadata: HashMap<String, String> =
+        [applied].into_iter().chain(refusal.metadata).map(|(key, value)| (key.to_owned(), value)).collect();
     v1::Refusal { reason: refusal.reason.to_string(), message: refusal.message, metadata }
 }

@@ -132,6 +132,8 @@ impl State {
     /// Judges a new policy, its shape already checked. `None`: it is in force already.
     pub fn evaluate_policy(&self, request: &SetPolicyRequest) -> Result<Option<PolicySet>, Refusal> {
         self.check_cluster(request.cluster.as_ref())?;
+        // It would stand in the way of the file's own.
+        self.check_ready(&request.pipeline)?;
         let in_force = self.pipeline(&request.pipeline).and_then(Pipeline::policy);
         if in_force.is_some_and(|set| Some(set.policy) == request.policy) {
             return Ok(None);

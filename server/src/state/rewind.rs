@@ -54,8 +54,8 @@ impl Rewinds {
 }
 
 impl State {
-    /// Judges a rewind, its shape already checked. `found` is where the checkpoint of the sequence asked for is, as
-    /// history knows it; not needed for the head, for sequence 0 and for a savepoint.
+    /// Judges a rewind, its shape already checked. `found` is where the checkpoint asked for was found and read; not
+    /// needed for the head, for sequence 0 and for a savepoint.
     pub fn evaluate_rewind(&self, request: &RewindRequest, found: Option<Place>) -> Result<Rewound, Refusal> {
         self.check_cluster(request.cluster.as_ref())?;
         let RewindRequest { pipeline: of, branch: name, .. } = request;
@@ -75,7 +75,7 @@ impl State {
         }
         let (to, savepoint) = match &request.to {
             Some(To::Savepoint(savepoint)) => {
-                (of_savepoint(pipeline, of, name, branch, savepoint)?, savepoint.as_str())
+                (of_savepoint(pipeline, of, name, branch, savepoint, found)?, savepoint.as_str())
             }
             Some(To::Sequence(sequence)) => (self.of_sequence(request, pipeline, branch, *sequence, found)?, ""),
             None => return Err(Refusal::field(Reason::InvalidField, "to", "", "a sequence or a savepoint")),
@@ -132,7 +132,14 @@ impl State {
 }
 
 /// The checkpoint that a savepoint names, if the branch can be set back to it.
-fn of_savepoint(pipeline: &Pipeline, of: &str, name: &str, branch: &Branch, wanted: &str) -> Result<Head, Refusal> {
+fn of_savepoint(
+    pipeline: &Pipeline,
+    of: &str,
+    name: &str,
+    branch: &Branch,
+    wanted: &str,
+    found: Option<Place>,
+) -> Result<Head, Refusal> {
     let savepoint = pipeline.known_savepoint(of, wanted)?;
     let Savepoint { sequence, lsn, committed_at_ms, .. } = *savepoint;
     if savepoint.branch != name {
@@ -149,6 +156,10 @@ fn of_savepoint(pipeline: &Pipeline, of: &str, name: &str, branch: &Branch, want
              rewound, so it is not of this branch's past any more: fork the savepoint to a new branch instead"
         );
         return Err(Refusal::new(Reason::InvalidField, message).with("field", "savepoint").with("value", wanted));
+    }
+    if found.is_some_and(|place| place.lsn != lsn) {
+        let message = format!("savepoint '{wanted}' of '{of}' was made anew while its checkpoint was read: ask again");
+        return Err(Refusal::new(Reason::HeadMismatch, message).with("branch", name).with("savepoint", wanted));
     }
     Ok(Head { sequence, lsn, committed_at_ms })
 }
