@@ -12,12 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{
-    ClusterCreated, Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated,
-};
+use fencepost::log::v1::{Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated};
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 
+use super::admit::{Admission, Admitted};
 use super::manifest::BadSnapshot;
 use crate::disk::Disk;
 use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabel};
@@ -181,49 +180,29 @@ pub struct Export {
     pub started: ImportStarted,
     /// Where the source had the checkpoints that savepoints name, by branch and sequence.
     pub named: BTreeMap<u64, (String, u64)>,
+    /// Length of its longest fact.
+    pub fact_bytes: usize,
 }
 
 impl Export {
-    /// Reads all of a file and takes its facts into a state of its own, so that what an import appends fits for certain.
-    /// Blocks.
+    /// Reads all of a file, checks every field, and takes its facts into a state of its own, so that what an import appends
+    /// fits for certain. Blocks.
     pub fn open(disk: &dyn Disk, file: &Path) -> Result<Export, BadSnapshot> {
         let open = || {
             let opened = SegmentFileReader::open(disk, file, Content::Export, None);
             opened.map_err(|error| BadSnapshot::Log(error.to_string()))
         };
         let damaged = |what: String| BadSnapshot::Damaged { file: file.to_owned(), what };
-        let mut state = State::default();
-        let created = ClusterCreated { cluster_id: "import".to_owned(), generation: 1 };
-        let created = Fact { at_ms: 0, kind: Some(Kind::ClusterCreated(created)) };
-        state.apply(Lsn::new(LogIndex::ZERO, 1), &created).map_err(|error| damaged(error.to_string()))?;
-        let (mut contents, mut started, mut named) = (Contents::default(), None, BTreeMap::new());
-        let mut is_finished = false;
+        let (mut admission, mut fact_bytes) = (Admission::new(), 0);
         for fact in (Facts { reader: open()?, rest: Vec::new() }) {
             let (lsn, fact) = fact.map_err(damaged)?;
-            if is_finished {
-                return Err(damaged(format!("there is a fact at LSN {lsn} behind its end")));
-            }
-            state.apply(lsn, &fact).map_err(|error| damaged(error.to_string()))?;
-            match fact.kind {
-                Some(Kind::ImportStarted(first)) if started.is_none() => started = Some(first),
-                Some(Kind::Imported(ref imported)) => {
-                    contents.checkpoints += imported.commit.as_ref().map_or(0, |it| it.branches.len() as u64);
-                }
-                Some(Kind::SavepointCreated(created)) => {
-                    contents.savepoints += 1;
-                    named.insert(created.checkpoint_lsn, (created.branch, created.sequence));
-                }
-                Some(Kind::PolicySet(_)) => {}
-                Some(Kind::ImportFinished(_)) => is_finished = true,
-                _ => return Err(damaged(format!("the fact at LSN {lsn} is of a kind that an export does not have"))),
-            }
+            fact_bytes = fact_bytes.max(fact.encoded_len());
+            admission
+                .take(lsn, fact)
+                .map_err(|what| damaged(format!("the fact at LSN {lsn} cannot be taken in: {what}")))?;
         }
-        let started = started.filter(|_| is_finished);
-        let started =
-            started.ok_or_else(|| damaged("it has no beginning or no end: the export was cut short".to_owned()))?;
-        contents.pipeline.clone_from(&started.pipeline);
-        contents.branches = state.counts().1;
-        Ok(Export { reader: open()?, contents, started, named })
+        let Admitted { contents, started, named } = admission.finish().map_err(damaged)?;
+        Ok(Export { reader: open()?, contents, started, named, fact_bytes })
     }
 
     /// Its facts, in order. Blocks as they are read.
