@@ -20,8 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::status::status;
 use super::{Backend, facts, history};
-use crate::clock::random_id;
 use crate::error::Refusal;
+use crate::ops::open::transfer_file;
 use crate::ops::transfer::{self, Export};
 use crate::ops::{BadSnapshot, snapshot};
 use crate::sequencer::Decision;
@@ -351,8 +351,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(backend: &Backend) -> Scratch {
-        let path = backend.config.data_dir.join(format!("{}.transfer", random_id()));
-        Scratch { backend: backend.clone(), path }
+        Scratch { backend: backend.clone(), path: transfer_file(&backend.config.data_dir) }
     }
 
     fn write(&self, piece: &[u8], at: u64) -> Result<(), Refusal> {
