@@ -135,8 +135,8 @@ fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &
         }
         Kind::SavepointCreated(created) => {
             let at = Lsn::from_u64(created.checkpoint_lsn);
-            let is_current = state.branch(name, &created.branch)?.is_abandoned(created.sequence, at);
-            if is_current || pipeline.savepoint(&created.name)?.created != lsn {
+            let is_abandoned = state.branch(name, &created.branch)?.is_abandoned(created.sequence, at);
+            if is_abandoned || pipeline.savepoint(&created.name)?.created != lsn {
                 return None;
             }
             contents.savepoints += 1;
