@@ -96,7 +96,6 @@ impl Server {
             write_bytes_max: config.batch_bytes_max,
         };
         let log = Arc::new(open_log(&disk, &config.data_dir, log_config, &clock, WithoutLog::Make)?);
-        ops::transfer::remove_leftovers(&*disk, &config.data_dir);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }

@@ -1,5 +1,6 @@
 //! What operators do with a whole store: snapshots, and stores made from them.
 
+mod admit;
 pub mod check;
 mod holdings;
 mod manifest;

@@ -144,7 +144,7 @@ pub fn restore(
 
 /// The generation to start: above the snapshot's, and one that tokens have room for.
 fn generation(restore: &Restore, manifest: &Manifest) -> Result<u64, BadSnapshot> {
-    let wanted = restore.generation.unwrap_or(manifest.generation + 1);
+    let wanted = restore.generation.unwrap_or(manifest.generation.saturating_add(1));
     if wanted <= manifest.generation || Token::new(wanted, 1).is_none() {
         let problem = format!(
             "generation is {wanted}: it must be above {}, which the snapshot has, and below {}",

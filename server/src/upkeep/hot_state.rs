@@ -31,6 +31,11 @@ pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("state.seg")
 }
 
+/// Where the file is while it is written.
+pub fn temporary(data_dir: &Path) -> PathBuf {
+    data_dir.join("state.tmp")
+}
+
 /// Why there is no state to be had from a file. Unless the end of the log is missing, the log is there to start from.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
@@ -163,7 +168,7 @@ fn decode(entry: ReadEntry) -> Result<Vec<StateRecord>, DecodeError> {
 
 /// Puts the state in the place of what the file has, durably. Returns the file's length.
 pub fn save(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log, state: &State) -> Result<u64, SegmentFileError> {
-    let (path, temporary) = (path(data_dir), data_dir.join("state.tmp"));
+    let (path, temporary) = (path(data_dir), temporary(data_dir));
     let written = write(disk, &temporary, log, state);
     if written.is_err() {
         // What is left of it takes room that is wanted elsewhere.
