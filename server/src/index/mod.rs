@@ -11,7 +11,7 @@ mod recent;
 use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
 
-pub use cold::{Change, ColdIndex, ColdSettings, FeedError, IndexError, Located, SegmentUse, Status};
+pub use cold::{Change, ColdIndex, ColdSettings, FeedError, GivenUp, IndexError, Located, SegmentUse, Status};
 pub use recent::{Forgotten, Recent, is_audit};
 
 use crate::state::{Digest, id_key};

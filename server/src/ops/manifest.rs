@@ -10,6 +10,7 @@ use fencepost::Lsn;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
+use crate::log::{CopyError, OpenError, SegmentFileError};
 
 /// The manifest's name in the snapshot's directory.
 pub const MANIFEST: &str = "MANIFEST.json";
@@ -70,12 +71,17 @@ pub enum BadSnapshot {
         what: String,
     },
     /// It was made by a newer version.
-    #[error("{}: the snapshot has format {found}, and this version reads up to {FORMAT_VERSION}: use a newer fencepost", .file.display())]
+    #[error(
+        "{} has format {found}, and this version reads up to format {supported}: use the Fencepost that wrote it, or a \
+         newer one", .file.display()
+    )]
     Newer {
-        /// The manifest.
+        /// The manifest, or another file.
         file: PathBuf,
         /// The format it has.
         found: u32,
+        /// The newest format that this version reads.
+        supported: u32,
     },
     /// A file cannot be read.
     #[error("cannot {action} {}: {source}", .path.display())]
@@ -104,6 +110,35 @@ pub enum BadSnapshot {
     /// The server stops.
     #[error("it was stopped before it was done")]
     Stopped,
+}
+
+impl From<SegmentFileError> for BadSnapshot {
+    fn from(error: SegmentFileError) -> BadSnapshot {
+        match error {
+            SegmentFileError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
+            error => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
+impl From<OpenError> for BadSnapshot {
+    fn from(error: OpenError) -> BadSnapshot {
+        match error {
+            OpenError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
+            error => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
+impl From<CopyError> for BadSnapshot {
+    fn from(error: CopyError) -> BadSnapshot {
+        match error {
+            CopyError::Source(error) => error.into(),
+            CopyError::File(error) => error.into(),
+            CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
+            CopyError::NotEmpty { .. } | CopyError::Stopped => BadSnapshot::Log(error.to_string()),
+        }
+    }
 }
 
 /// Turns an I/O error into one that says what was tried on what.
@@ -165,7 +200,8 @@ impl Manifest {
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(not_readable)?;
         let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
         if format > FORMAT_VERSION.into() {
-            return Err(BadSnapshot::Newer { file: path, found: u32::try_from(format).unwrap_or(u32::MAX) });
+            let found = u32::try_from(format).unwrap_or(u32::MAX);
+            return Err(BadSnapshot::Newer { file: path, found, supported: FORMAT_VERSION });
         }
         let manifest: Manifest = serde_json::from_value(value).map_err(not_readable)?;
         if manifest.digest != manifest.digested() {

@@ -16,7 +16,7 @@ use super::manifest::{BadSnapshot, Manifest, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
-use crate::log::{self, CopyError, Inspector, Log, LogConfig};
+use crate::log::{self, Inspector, Log, LogConfig};
 
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
@@ -107,11 +107,7 @@ pub fn restore(
     let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
     match through {
         Some(through) => {
-            let copied = log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through);
-            copied.map_err(|error| match error {
-                CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
-                error => log_error(&error),
-            })?;
+            log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through)?;
         }
         None => {
             for file in &manifest.files {
@@ -123,8 +119,7 @@ pub fn restore(
             }
         }
     }
-    let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id());
-    let log = log.map_err(|error| log_error(&error))?;
+    let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id())?;
     let kept = match through {
         Some(_) => last_lsn(&log, log.last_index()).map_err(|error| log_error(&error))?,
         None => manifest.lsn(),
@@ -177,7 +172,7 @@ fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Option<L
     }
 
     let mut search = Search { time_ms, oldest: None, later: None };
-    let report = log::verify(disk, log_dir, &mut search).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let report = log::verify(disk, log_dir, &mut search)?;
     if let Some(damage) = report.damage.first() {
         return Err(BadSnapshot::Log(damage.to_string()));
     }

@@ -105,7 +105,7 @@ pub fn verify(disk: &dyn Disk, dir: &Path, read: &mut dyn FnMut(u64)) -> Result<
         read(bytes);
         ControlFlow::Continue(())
     });
-    let mut checked = check(disk, dir, read).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let mut checked = check(disk, dir, read)?;
     let mut add = |file: PathBuf, what: String| {
         let damage = Damage { file, offset: 0, what, indexes: None };
         checked.damage.push(Found { damage, checkpoints: Vec::new() });

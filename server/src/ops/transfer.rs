@@ -200,10 +200,7 @@ impl Export {
     /// Reads all of a file, checks every field, and takes its facts into a state of its own, so that what an import appends
     /// fits for certain. Blocks.
     pub fn open(disk: &dyn Disk, file: &Path) -> Result<Export, BadSnapshot> {
-        let open = || {
-            let opened = SegmentFileReader::open(disk, file, Content::Export, None);
-            opened.map_err(|error| BadSnapshot::Log(error.to_string()))
-        };
+        let open = || SegmentFileReader::open(disk, file, Content::Export, None).map_err(BadSnapshot::from);
         let damaged = |what: String| BadSnapshot::Damaged { file: file.to_owned(), what };
         let (mut admission, mut fact_bytes) = (Admission::new(), 0);
         for fact in (Facts { reader: open()?, rest: Vec::new() }) {

@@ -381,6 +381,9 @@ fn refusal(error: &BadSnapshot) -> Refusal {
         }
     };
     let refusal = Refusal::new(reason, error.to_string());
+    if let BadSnapshot::Newer { supported, .. } = error {
+        return refusal.with("field", "data").with("expected", format!("a file of a format up to {supported}"));
+    }
     match reason {
         Reason::NoSpace | Reason::ShuttingDown => refusal.with("retry_after_ms", 1_000),
         Reason::InvalidField => refusal.with("field", "directory").with("expected", "a place that can be used"),

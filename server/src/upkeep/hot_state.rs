@@ -19,7 +19,7 @@ use crate::disk::Disk;
 use crate::log::{
     self, Content, Damage, Log, ReadEntry, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel,
 };
-use crate::state::{State, StateLoader};
+use crate::state::{BadRecord, State, StateLoader};
 
 /// An entry of the file has so many records, or fewer as soon as they have so many bytes. Whoever reads it has whole entries in
 /// memory.
@@ -109,7 +109,10 @@ pub fn read(disk: &dyn Disk, data_dir: &Path) -> Result<Saved, Unusable> {
         let mut loader = StateLoader::default();
         for records in decoded {
             for record in records?.map_err(|error| damaged(&error))? {
-                loader.push(record).map_err(|error| damaged(&error))?;
+                loader.push(record).map_err(|error| match error {
+                    BadRecord::OtherFormat { .. } => Unusable::Unfit(format!("{}: {error}", path.display())),
+                    error @ BadRecord::Unfit { .. } => damaged(&error),
+                })?;
             }
         }
         loader.finish().map_err(|error| damaged(&error))

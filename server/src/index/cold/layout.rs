@@ -18,8 +18,12 @@ use uuid::Uuid;
 
 use crate::state::Digest;
 
-/// Of the meta record. Another format is another magic.
-const MAGIC: &[u8; 8] = b"FPINDEX1";
+/// The meta record begins with it and the format, one character. Both and the CRC keep their places in every format, so that
+/// another one is told from damage.
+const MAGIC: &[u8; 7] = b"FPINDEX";
+
+/// The format that this version writes and reads.
+const FORMAT: u8 = b'1';
 
 pub(super) const META: &[u8] = b"m";
 
@@ -260,16 +264,27 @@ impl Value for Unread {
     }
 }
 
+/// What is said of a database whose meta record is sound and of another format.
+pub(super) fn other_format(meta: &[u8]) -> Option<String> {
+    let (fields, stored) = meta.split_last_chunk()?;
+    let found = *fields.strip_prefix(MAGIC)?.first()?;
+    let is_sound = u32::from_le_bytes(*stored) == crc(META, fields);
+    let (found, known) = (found.escape_ascii(), char::from((found != FORMAT && is_sound).then_some(FORMAT)?));
+    Some(format!("it has format {found}, and this version reads format {known}"))
+}
+
 impl Value for Meta {
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(MAGIC);
+        bytes.push(FORMAT);
         bytes.extend_from_slice(self.log_id.as_bytes());
         put(bytes, &[self.applied.as_u64(), self.sum.entries]);
         bytes.extend_from_slice(&self.sum.hashes.to_le_bytes());
     }
 
     fn take(bytes: &mut &[u8]) -> Option<Meta> {
-        take::<8>(bytes).filter(|magic| magic == MAGIC)?;
+        take::<7>(bytes).filter(|magic| magic == MAGIC)?;
+        take(bytes).filter(|[format]| *format == FORMAT)?;
         let (log_id, applied) = (Uuid::from_bytes(take(bytes)?), take_lsn(bytes)?);
         let sum = Sum { entries: take_u64(bytes)?, hashes: u128::from_le_bytes(take(bytes)?) };
         Some(Meta { log_id, applied, sum })

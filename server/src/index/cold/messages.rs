@@ -179,3 +179,12 @@ pub enum FeedError {
     #[error(transparent)]
     Index(#[from] IndexError),
 }
+
+/// A database that is not used any more, and was begun anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// What is wrong with it.
+    pub why: String,
+    /// False: another version wrote it.
+    pub is_damaged: bool,
+}

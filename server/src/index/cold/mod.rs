@@ -28,7 +28,7 @@ use fencepost::{LogIndex, Lsn};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-pub use self::messages::{Change, FeedError, IndexError, Located, SegmentUse, Status};
+pub use self::messages::{Change, FeedError, GivenUp, IndexError, Located, SegmentUse, Status};
 use self::store::{Problem, Store};
 use self::worker::{Job, Worker, begin};
 use super::{Horizon, Place};
@@ -94,7 +94,7 @@ struct Inner {
     epoch: u64,
     jobs: Option<std::sync::mpsc::Sender<Job>>,
     /// What was last found wrong with a database.
-    given_up: Option<String>,
+    given_up: Option<GivenUp>,
     /// It was said that none can be made.
     is_failure_told: bool,
 }
@@ -258,7 +258,7 @@ impl ColdIndex {
     }
 
     /// Why a database was given up since the start, if one was.
-    pub fn given_up(&self) -> Option<String> {
+    pub fn given_up(&self) -> Option<GivenUp> {
         self.shared().inner().given_up.clone()
     }
 

@@ -24,6 +24,9 @@ pub(super) enum Problem {
     Sled(#[from] sled::Error),
     #[error("{0}")]
     Doubt(String),
+    /// Another version wrote it. It may be sound.
+    #[error("{0}")]
+    OtherFormat(String),
 }
 
 fn doubt(what: impl Into<String>) -> Problem {
@@ -54,7 +57,10 @@ impl Store {
         progress: impl Fn(),
     ) -> Result<Store, Problem> {
         let mut store = Store::on(open_tree(dir, settings)?, log_id);
-        let meta = store.get::<Meta>(META)?.ok_or_else(|| doubt("it has no meta record, or one of another format"))?;
+        if let Some(what) = store.raw(META)?.and_then(|meta| layout::other_format(&meta)) {
+            return Err(Problem::OtherFormat(what));
+        }
+        let meta = store.get::<Meta>(META)?.ok_or_else(|| doubt("it has no meta record"))?;
         if meta.log_id != log_id {
             return Err(doubt(format!("it belongs to the log {}, and this is the log {log_id}", meta.log_id)));
         }

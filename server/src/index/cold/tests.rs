@@ -8,11 +8,17 @@ mod model;
 mod pattern;
 mod support;
 
+use std::path::Path;
+
 use fencepost::{LogIndex, Lsn};
 
 use self::support::{LOG_ID, block_on, commit, everything, fed, horizon, lsn, open, settings};
 use super::*;
+use crate::clock::Clock;
+use crate::disk::{Disk, RealDisk};
 use crate::index::Index;
+use crate::log::{Log, LogConfig};
+use crate::ops::check::{self, IndexFile};
 use crate::state::id_key;
 
 #[test]
@@ -53,6 +59,47 @@ fn what_was_fed_is_answered_also_after_a_restart() {
     let (located, is_more) = block_on(index.at(LogIndex(1)..=LogIndex(2))).unwrap();
     assert_eq!((located.len(), is_more), (2, false));
     assert_eq!(located[1].branch, "us");
+}
+
+/// Makes the index in a directory, whose meta record is sound, one of format 2.
+fn make_newer(dir: &Path) {
+    let tree = sled::open(dir.join("0000000001")).unwrap();
+    let mut meta = tree.get(b"m").unwrap().unwrap().to_vec();
+    assert_eq!(&meta[..8], b"FPINDEX1");
+    meta[7] = b'2';
+    let fields = meta.len() - 4;
+    let crc = crc32fast::hash(&[b"m", &meta[..fields]].concat());
+    meta[fields..].copy_from_slice(&crc.to_le_bytes());
+    tree.insert(b"m", meta).unwrap();
+    tree.flush().unwrap();
+}
+
+const OTHER_FORMAT: &str = "it has format 2, and this version reads format 1";
+
+#[test]
+fn an_index_of_another_format_is_made_again_and_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    fed(dir.path(), 20).stop();
+    make_newer(dir.path());
+    let index = open(dir.path());
+    assert_eq!(index.opened(), Status::Rebuilding { applied: Lsn::ZERO });
+    assert_eq!(index.given_up(), Some(GivenUp { why: OTHER_FORMAT.to_owned(), is_damaged: false }));
+    index.stop();
+}
+
+#[test]
+fn verification_leaves_an_index_of_another_format_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let log_dir = dir.path().join("log");
+    let log = Log::open(Arc::clone(&disk), &log_dir, LogConfig::default(), Clock::real(), LOG_ID).unwrap();
+    log.close();
+    open(&dir.path().join("index")).stop();
+    let checked = check::check(&RealDisk, dir.path(), &mut |_| ()).unwrap();
+    assert_eq!(check::check_index(dir.path(), &checked), IndexFile::Good(Lsn::ZERO));
+    make_newer(&dir.path().join("index"));
+    let IndexFile::NotChecked(why) = check::check_index(dir.path(), &checked) else { panic!("it was checked") };
+    assert_eq!(why, format!("{OTHER_FORMAT}: the next start makes it again from the log"));
 }
 
 #[test]
