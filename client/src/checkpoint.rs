@@ -147,6 +147,11 @@ impl StoredCheckpoint {
         self.checkpoint.integrity.as_ref()
     }
 
+    /// In a listing: why it cannot be read. Then only its place is known: branch, sequence and LSN.
+    pub fn unreadable(&self) -> Option<&str> {
+        Some(&*self.message.unreadable).filter(|why| !why.is_empty())
+    }
+
     /// Fails unless position and state are byte for byte what the worker committed. Needs the state.
     pub fn verify(&self) -> Result<()> {
         let actual = self.checkpoint.computed_crc32();
@@ -183,9 +188,8 @@ impl StoredCheckpoint {
             token: branch.token,
             lsn: lsn.as_u64(),
             commit_id: commit_id.to_owned(),
-            committed_at_ms: 0,
             state_bytes: checkpoint.state.len() as u64,
-            checkpoint: None,
+            ..v1::StoredCheckpoint::default()
         };
         StoredCheckpoint { message, checkpoint }
     }

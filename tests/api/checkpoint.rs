@@ -1,9 +1,11 @@
 //! Reading progress: single checkpoints and every listing, page by page.
 
+use std::slice;
+
 use fencepost::Reason;
 use fencepost::v1::{
-    GetCheckpointRequest, GetHeadRequest, ListBranchesRequest, ListCheckpointsRequest, ListPipelinesRequest,
-    ReleaseRequest, ResumeRequest,
+    ForkRequest, GetCheckpointRequest, GetHeadRequest, ListBranchesRequest, ListCheckpointsRequest,
+    ListPipelinesRequest, ReleaseRequest, ResumeRequest,
 };
 
 use crate::support::{ORDERS, Store, commit, head, lease, refusal, resume};
@@ -197,6 +199,50 @@ async fn branches_are_listed_across_pipelines_in_pages() {
         assert_eq!(list("a/p02", false, page_size).await, of(&pipelines[2..3], &["x", "y", "z"]));
         assert_eq!(list("a/p02", true, page_size).await, of(&pipelines[2..3], &["x", "z"]));
     }
+}
+
+#[tokio::test]
+async fn the_few_leases_among_many_branches_and_pipelines_are_found() {
+    const MANY: usize = 2_100;
+    let store = Store::open().await;
+    store.with_history("main", 1).await;
+    let mut forks = tokio::task::JoinSet::new();
+    for i in 0..2 * MANY {
+        let mut pipelines = store.pipelines();
+        let pipeline = if i < MANY { "many/branches".to_owned() } else { format!("many/pipelines-{i}") };
+        let fork = ForkRequest {
+            source_pipeline: ORDERS.to_owned(),
+            source_branch: "main".to_owned(),
+            pipeline,
+            branch: format!("b{i}"),
+            ..ForkRequest::default()
+        };
+        forks.spawn(async move { pipelines.fork(fork).await });
+    }
+    forks.join_all().await.into_iter().for_each(|forked| drop(forked.unwrap()));
+    let last = ResumeRequest { pipeline: "many/branches".to_owned(), ..resume("z") };
+    store.resume(last).await.unwrap();
+    let list = async |request: ListBranchesRequest| {
+        let (mut seen, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = ListBranchesRequest { page_token, ..request.clone() };
+            let page = store.checkpoints().list_branches(request).await.unwrap().into_inner();
+            seen.extend(page.branches.into_iter().map(|info| (info.pipeline, info.branch)));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return seen;
+            }
+        }
+    };
+    let (of_many, of_orders) = (("many/branches".to_owned(), "z".to_owned()), (ORDERS.to_owned(), "main".to_owned()));
+    for page_size in [1, 2, 1_000] {
+        let leased = ListBranchesRequest { leased_only: true, page_size, ..ListBranchesRequest::default() };
+        assert_eq!(list(leased.clone()).await, [of_many.clone(), of_orders.clone()], "pages of {page_size}");
+        let one = ListBranchesRequest { pipeline: "many/branches".to_owned(), ..leased };
+        assert_eq!(list(one).await, slice::from_ref(&of_many), "pages of {page_size}");
+    }
+    let all = list(ListBranchesRequest { page_size: 999, ..ListBranchesRequest::default() }).await;
+    assert_eq!((all.len(), all.is_sorted()), (2 * MANY + 2, true));
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! What becomes of calls that meet damage in the log.
 
 use fencepost::Reason;
-use fencepost::v1::{GetStatusRequest, ResumeRequest, Takeover};
+use fencepost::v1::{
+    GetStatusRequest, ListAuditRequest, ListCheckpointsRequest, ListSavepointsRequest, ResumeRequest, Takeover,
+};
 use tonic_types::StatusExt as _;
 
-use crate::support::{Store, commit, name, refusal, resume_as, rewind, rewind_to};
+use crate::support::{ORDERS, Store, commit, name, refusal, resume_as, rewind, rewind_to};
 
 /// A store with small segments.
 async fn small() -> Store {
@@ -70,4 +72,49 @@ async fn a_grant_whose_head_turns_out_to_be_damaged_is_not_denied() {
     let details = status.get_details_error_info().unwrap();
     assert_eq!((details.reason.as_str(), details.metadata["applied"].as_str()), ("CORRUPT", "unknown"));
     refusal(&store.commit(commit("main", token, 2)).await.unwrap_err(), Reason::Fenced);
+}
+
+#[tokio::test]
+async fn a_list_shows_what_can_be_read_and_says_of_the_rest_that_it_cannot() {
+    let store = Store::open().await;
+    store.with_history("main", 4).await;
+    let made = store.create_savepoint(name("before", "main", 3)).await.unwrap();
+    store.create_savepoint(name("other", "main", 4)).await.unwrap();
+    store.take("elsewhere").await;
+    let (pipeline, branch) = (ORDERS.to_owned(), "main".to_owned());
+    let request = ListCheckpointsRequest { pipeline, branch, ..ListCheckpointsRequest::default() };
+    let checkpoints =
+        async || store.checkpoints().list_checkpoints(request.clone()).await.unwrap().into_inner().checkpoints;
+    let request = ListSavepointsRequest { pipeline: ORDERS.to_owned(), ..ListSavepointsRequest::default() };
+    let savepoints = async || store.pipelines().list_savepoints(request.clone()).await.unwrap().into_inner().savepoints;
+    let audit = async |branch: &str| {
+        let (pipeline, branch) = (ORDERS.to_owned(), branch.to_owned());
+        let request = ListAuditRequest { pipeline, branch, ..ListAuditRequest::default() };
+        store.pipelines().list_audit(request).await.unwrap().into_inner().records
+    };
+    let (of_branch, named, records, elsewhere) =
+        (checkpoints().await, savepoints().await, audit("").await, audit("elsewhere").await);
+
+    store.damage("state at offset 2");
+    store.damage("before the release");
+    let (mut left, mut found) = (of_branch.clone(), checkpoints().await);
+    let (was, is) = (left.remove(2), found.remove(2));
+    assert_eq!(found, left);
+    assert_eq!((is.branch, is.sequence, is.lsn, is.checkpoint), (was.branch, 2, was.lsn, None));
+    assert!(is.unreadable.contains("at offset"), "{}", is.unreadable);
+    refusal(&store.checkpoint("main", 2).await.unwrap_err(), Reason::Corrupt);
+
+    let (mut left, mut found) = (named, savepoints().await);
+    let (was, is) = (left.remove(0), found.remove(0));
+    assert_eq!((found, &was), (left, &made));
+    assert!(is.unreadable.contains("at offset"), "{}", is.unreadable);
+    let (actor, reason) = (String::new(), String::new());
+    let known = fencepost::v1::Savepoint { actor, reason, unreadable: is.unreadable.clone(), ..was };
+    assert_eq!(is, known, "the rest is known without it");
+
+    let (mut left, mut found) = (records, audit("").await);
+    let (was, is) = (left.remove(2), found.remove(2));
+    assert_eq!((found, is.lsn), (left, was.lsn));
+    assert!(is.unreadable.contains("at offset"), "{}", is.unreadable);
+    assert_eq!(audit("elsewhere").await, [elsewhere, vec![is]].concat(), "it may be of that branch");
 }

@@ -49,7 +49,16 @@ impl Store {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().join("data"), segment_bytes: 24 << 20, ..Config::default() };
         set(&mut config);
-        Store { embedded: Embedded::open_with(config).await.unwrap(), dir }
+        let store = Store { embedded: Embedded::open_with(config).await.unwrap(), dir };
+        // A machine that has much to do may be slow to make the index, and questions about history are refused until then.
+        let is_ready = async || {
+            let status = store.cluster().get_status(GetStatusRequest {}).await.unwrap().into_inner();
+            status.store.unwrap().index_state == "READY"
+        };
+        while !is_ready().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        store
     }
 
     pub(crate) fn channel(&self) -> Channel {

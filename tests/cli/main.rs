@@ -113,6 +113,21 @@ fn history_is_named_set_back_copied_and_audited() {
     seeded.sessions().case("../tests/cli/history.md");
 }
 
+#[test]
+fn what_cannot_be_read_is_marked_in_lists() {
+    let seeded = Seeded::start();
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let orders = seeded.server.client().await.pipeline("prod/orders");
+        let named = orders.create_savepoint("before-v2").branch("jfk").sequence(1).reason("schema migration");
+        named.send().await.unwrap();
+    });
+    for bytes in ["total=7", "schema migration", "loader-2"] {
+        seeded.server.damage(bytes);
+    }
+    seeded.sessions().case("../tests/cli/damage.md");
+}
+
 /// What operators do with a whole store. The sessions share a directory, and each goes on from the one before.
 #[test]
 fn a_store_is_copied_checked_restored_and_moved() {

@@ -60,6 +60,12 @@ async fn an_id_beyond_the_window_is_found_as_long_as_its_checkpoint_is_kept() {
     // Where nothing was ever committed there is no history to look at.
     let fresh = ["--commit-id", "first", "--branch", "new", "--start-fresh"];
     ended_with(&job.ended(&fresh, "echo 1").await, 0, &["prod/job/new committed sequence 1"]);
+
+    // What cannot be read may have been that.
+    job.server.damage("long-ago@main");
+    let done = job.ended(&["--commit-id", "tomorrow"], "touch again; echo 200").await;
+    ended_with(&done, 74, &["cannot be told", "The program was not started"]);
+    assert!(!job.trace("again").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

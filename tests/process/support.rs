@@ -1,5 +1,6 @@
 //! Starting processes, waiting for what they do, and ending them for certain.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -167,6 +168,15 @@ impl Server {
     /// Waits until it has ended by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the server ends in time").unwrap()
+    }
+
+    /// Changes a bit of the first segment behind the server's back, at the first place where these bytes are.
+    pub(crate) fn damage(&self, bytes: &str) {
+        let log = self.data_dir().join("log/00000000000000000001.seg");
+        let content = std::fs::read(&log).unwrap();
+        let at = content.windows(bytes.len()).position(|found| found == bytes.as_bytes()).unwrap();
+        let file = std::fs::File::options().write(true).open(&log).unwrap();
+        file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {

@@ -187,7 +187,7 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
                 found.extend(answer.savepoints);
                 page_token = answer.next_page_token;
                 if page_token.is_empty() {
-                    break format!("{found:?}");
+                    break rows(&found);
                 }
             }
         }
@@ -200,7 +200,7 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
                 found.extend(answer.records);
                 before_lsn = answer.next_before_lsn;
                 if before_lsn == 0 {
-                    break format!("{found:?}");
+                    break rows(&found);
                 }
             }
         }
@@ -218,7 +218,7 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
                 found.extend(answer.checkpoints.into_iter().map(|it| shown(Some(it))));
                 before_sequence = answer.next_before_sequence;
                 if before_sequence == 0 {
-                    break format!("{found:?}");
+                    break rows(&found);
                 }
             }
         }
@@ -246,6 +246,11 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
             format!("{:?} at {}", answer.outcome(), answer.lsn)
         }
     })
+}
+
+/// A list, one row in a line.
+fn rows<T: fmt::Debug>(rows: &[T]) -> String {
+    rows.iter().map(|row| format!("{row:?}\n")).collect()
 }
 
 /// A checkpoint without the length of its state.

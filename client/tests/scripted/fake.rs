@@ -319,6 +319,7 @@ impl State {
                 committed_at_ms: 1,
                 state_bytes: 0,
                 checkpoint: part.checkpoint,
+                unreadable: String::new(),
             };
             self.branches.entry(part.branch).or_default().1.push(checkpoint);
         }

@@ -5,7 +5,7 @@ use fencepost_client::{AuditAction, AuditRecord, Client};
 use serde_json::json;
 
 use super::error::CliError;
-use super::output::{Cell, Output};
+use super::output::{Cell, Output, UNREADABLE};
 
 /// Show who did what to a pipeline, when, to which checkpoint and why, newest first.
 ///
@@ -33,24 +33,24 @@ impl Audit {
         {
             rows.push(row(record));
         }
-        let columns = ["at", "actor", "action", "branch", "sequence", "token", "reason", "detail", "lsn"];
+        let columns = ["at", "actor", "action", "branch", "sequence", "token", "reason", "detail", "lsn", UNREADABLE];
         output.rows(&columns, rows, "nothing was done yet, or nothing that the audit still keeps")
     }
 }
 
 fn row(record: AuditRecord) -> Vec<Cell> {
     let (words, value) = action(record.action());
-    let optional = |text: &str| if text.is_empty() { Cell::none(false) } else { Cell::text(text) };
     vec![
         Cell::time(record.at_ms),
-        optional(&record.actor),
+        Cell::maybe(&record.actor),
         Cell::text(words).with_value(json!(value)),
-        optional(&record.branch),
+        Cell::maybe(&record.branch),
         Cell::optional(Some(record.sequence).filter(|sequence| *sequence != 0)),
         Cell::token(record.token),
-        optional(&record.reason),
-        optional(&record.detail),
+        Cell::maybe(&record.reason),
+        Cell::maybe(&record.detail),
         Cell::lsn(record.lsn),
+        Cell::maybe(&record.unreadable),
     ]
 }
 

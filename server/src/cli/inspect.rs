@@ -6,7 +6,7 @@ use fencepost_client::{Client, StoredCheckpoint};
 use serde_json::json;
 
 use super::error::CliError;
-use super::output::{Cell, Output, hex, readable, write_raw};
+use super::output::{Cell, Output, UNREADABLE, hex, readable, write_raw};
 
 #[derive(Args)]
 pub(crate) struct Pipelines {
@@ -104,17 +104,19 @@ impl Checkpoints {
         while rows.len() < self.limit
             && let Some(checkpoint) = checkpoints.next().await?
         {
+            let known = |cell, is_number| if checkpoint.unreadable().is_none() { cell } else { Cell::none(is_number) };
             rows.push(vec![
                 Cell::count(checkpoint.sequence()),
                 Cell::time(checkpoint.committed_at_ms().unwrap_or(0)),
                 Cell::token(checkpoint.token().as_u64()),
                 Cell::lsn(checkpoint.lsn().as_u64()),
-                Cell::opaque(checkpoint.position()),
-                Cell::bytes(checkpoint.state_bytes()),
-                Cell::text(checkpoint.commit_id()),
+                known(Cell::opaque(checkpoint.position()), false),
+                known(Cell::bytes(checkpoint.state_bytes()), true),
+                known(Cell::text(checkpoint.commit_id()), false),
+                Cell::maybe(checkpoint.unreadable().unwrap_or_default()),
             ]);
         }
-        let columns = ["sequence", "committed", "token", "lsn", "position", "state_bytes", "commit_id"];
+        let columns = ["sequence", "committed", "token", "lsn", "position", "state_bytes", "commit_id", UNREADABLE];
         output.rows(&columns, rows, "no checkpoints yet")
     }
 }

@@ -37,6 +37,9 @@ pub(super) struct Cell {
 /// A column: its key in JSON, which in capitals is its title.
 pub(super) type Column = &'static str;
 
+/// The last column of lists: why a row cannot be read. People see it only where there is such a row.
+pub(super) const UNREADABLE: Column = "unreadable";
+
 impl Output {
     pub(super) fn new(format: Format) -> Output {
         Output { format }
@@ -56,16 +59,19 @@ impl Output {
             note(none);
             return Ok(());
         }
+        let is_shown =
+            |column: &Column, i: usize| *column != UNREADABLE || rows.iter().any(|row| !row[i].value.is_null());
+        let shown = columns.iter().enumerate().take_while(|(i, column)| is_shown(column, *i)).count();
         let mut table = Table::new();
         table.load_style(NOTHING);
-        table.set_header(columns.iter().map(|column| title(column)));
+        table.set_header(columns[..shown].iter().map(|column| title(column)));
         for (i, cell) in rows.first().into_iter().flatten().enumerate() {
             if let (true, Some(column)) = (cell.is_number, table.column_mut(i)) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
         for row in rows {
-            table.add_row(row.into_iter().map(|cell| cell.text));
+            table.add_row(row.into_iter().take(shown).map(|cell| cell.text));
         }
         write(&table.trim_fmt())
     }
@@ -94,6 +100,11 @@ impl Cell {
 
     pub(super) fn count(count: u64) -> Cell {
         Cell { text: count.to_string(), value: json!(count), is_number: true }
+    }
+
+    /// Text that may be missing.
+    pub(super) fn maybe(text: &str) -> Cell {
+        if text.is_empty() { Cell::none(false) } else { Cell::text(text) }
     }
 
     /// A count that may be unknown.

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IsTerminal as _};
 
 use clap::Args;
-use fencepost_client::{Branch, BranchInfo, Client, RewindTo};
+use fencepost_client::{Branch, BranchInfo, Client, Error, Reason, RewindTo, Savepoint, StoredCheckpoint};
 
 use super::actor::Actor;
 use super::error::CliError;
@@ -59,8 +59,8 @@ struct Plan {
 impl Rewind {
     pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
         let branch = client.pipeline(&self.pipeline).branch(&self.branch);
-        let to = self.target.find(client, &branch).await?;
-        let plan = Plan::make(client, branch, to).await?;
+        let (to, savepoint) = self.target.find(client, &branch).await?;
+        let plan = Plan::make(client, branch, to, savepoint).await?;
         note(plan.words());
         if !self.yes {
             let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
@@ -84,10 +84,10 @@ impl Rewind {
 }
 
 impl Target {
-    /// The sequence that is meant.
-    async fn find(&self, client: &Client, branch: &Branch) -> Result<u64, CliError> {
+    /// The sequence that is meant, and the savepoint that names it.
+    async fn find(&self, client: &Client, branch: &Branch) -> Result<(u64, Option<Savepoint>), CliError> {
         let Some(name) = &self.savepoint else {
-            return Ok(self.to.expect("clap asks for one of the two"));
+            return Ok((self.to.expect("clap asks for one of the two"), None));
         };
         let pipeline = branch.pipeline();
         let mut savepoints = client.pipeline(pipeline).savepoints();
@@ -104,7 +104,7 @@ impl Target {
                 );
                 return Err(CliError::new(exit::REFUSED, message));
             }
-            return Ok(savepoint.sequence);
+            return Ok((savepoint.sequence, Some(savepoint)));
         }
         let message = format!(
             "pipeline '{pipeline}' has no savepoint '{name}': 'fencepost savepoint list {pipeline}' shows what it has"
@@ -114,11 +114,15 @@ impl Target {
 }
 
 impl Plan {
-    async fn make(client: &Client, branch: Branch, to: u64) -> Result<Plan, CliError> {
+    async fn make(client: &Client, branch: Branch, to: u64, savepoint: Option<Savepoint>) -> Result<Plan, CliError> {
         let target = if to == 0 {
             None
         } else {
-            let checkpoint = branch.checkpoint(to).await?;
+            let found = branch.checkpoint(to).await;
+            if let Some(savepoint) = savepoint.filter(|it| is_of_another_past(it, &found)) {
+                return Err(another_past(&savepoint));
+            }
+            let checkpoint = found?;
             Some((checkpoint.committed_at_ms().unwrap_or(0), readable(checkpoint.position())))
         };
         Ok(Plan { now: find(client, &branch).await?, branch, to, target })
@@ -146,6 +150,25 @@ impl Plan {
         let (pipeline, name) = (&now.pipeline, &now.branch);
         format!("{pipeline}/{name}: {head}\nback to {target}\n{abandoned}\n{holder}")
     }
+}
+
+/// Whether the branch has no checkpoint of that number, or another one: it was rewound since.
+fn is_of_another_past(savepoint: &Savepoint, found: &Result<StoredCheckpoint, Error>) -> bool {
+    match found {
+        Ok(checkpoint) => checkpoint.lsn().as_u64() != savepoint.lsn,
+        // One of this past would be there, and kept.
+        Err(error) => matches!(error.reason(), Some(Reason::StateMissing | Reason::Compacted)),
+    }
+}
+
+/// As the server would say it.
+fn another_past(savepoint: &Savepoint) -> CliError {
+    let Savepoint { pipeline, name, branch, sequence, .. } = savepoint;
+    let message = format!(
+        "savepoint '{name}' of '{pipeline}' names checkpoint {sequence} of branch '{branch}' from before the branch was \
+         rewound, so it is not of this branch's past any more: fork the savepoint to a new branch instead"
+    );
+    CliError::new(exit::REFUSED, message)
 }
 
 /// Who holds the branch and where it is.

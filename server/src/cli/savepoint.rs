@@ -5,7 +5,7 @@ use fencepost_client::{Client, Savepoint};
 
 use super::actor::Actor;
 use super::error::CliError;
-use super::output::{Cell, Output};
+use super::output::{Cell, Output, UNREADABLE};
 
 #[derive(Subcommand)]
 pub(crate) enum SavepointCommand {
@@ -58,8 +58,11 @@ impl SavepointCommand {
             SavepointCommand::Create(create) => create.run(client, output).await,
             SavepointCommand::List { pipeline } => {
                 let savepoints = client.pipeline(pipeline).savepoints().all().await?;
-                let columns = ["name", "branch", "sequence", "lsn", "created", "actor", "reason"];
-                let rows = savepoints.into_iter().map(|savepoint| cells(savepoint).into());
+                let columns = ["name", "branch", "sequence", "lsn", "created", "actor", "reason", UNREADABLE];
+                let rows = savepoints.into_iter().map(|savepoint| {
+                    let unreadable = Cell::maybe(&savepoint.unreadable);
+                    cells(savepoint).into_iter().chain([unreadable]).collect()
+                });
                 output.rows(&columns, rows.collect(), "no savepoints")
             }
             SavepointCommand::Delete { pipeline, name, reason, actor } => {

@@ -111,8 +111,8 @@ impl Recent {
 
     /// The audit records before `before`, newest first.
     pub fn audit(&self, pipeline: &str, before: Lsn) -> impl Iterator<Item = Lsn> {
-        let all = self.pipelines(pipeline).flat_map(|pipeline| pipeline.audit.iter().rev());
-        all.copied().skip_while(move |lsn| *lsn >= before)
+        let older = move |pipeline: &'_ Pipeline| pipeline.audit.partition_point(|lsn| *lsn < before);
+        self.pipelines(pipeline).flat_map(move |pipeline| pipeline.audit[..older(pipeline)].iter().rev().copied())
     }
 
     /// What the generations know of a pipeline, newest first.

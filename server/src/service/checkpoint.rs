@@ -4,7 +4,7 @@ use fencepost::v1::checkpoint_service_server::CheckpointService;
 use fencepost::v1::{
     BranchInfo, GetCheckpointRequest, GetCheckpointResponse, GetHeadRequest, GetHeadResponse, LeaseInfo,
     ListBranchesRequest, ListBranchesResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListPipelinesRequest,
-    ListPipelinesResponse, PipelineInfo,
+    ListPipelinesResponse, PipelineInfo, StoredCheckpoint,
 };
 use fencepost::{Lsn, Reason};
 use tonic::{Request, Response, Status};
@@ -14,6 +14,9 @@ use super::{Backend, facts, history, shape};
 use crate::error::Refusal;
 use crate::sequencer::View;
 use crate::state::{Branch, Pipeline, check_name, check_pipeline};
+
+/// How many pipelines and branches are looked at in one read: commits wait meanwhile.
+const LOOKED_AT_MAX: usize = 2_000;
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -80,14 +83,20 @@ impl CheckpointService for Service {
         let (name, of) = (branch.clone(), pipeline.clone());
         let (places, seen) = sequencer
             .read(move |view| {
-                let is_kept = |(sequence, lsn)| view.state.check_place(&of, &name, sequence, Some(lsn)).ok();
-                Ok(places.into_iter().filter_map(is_kept).collect::<Vec<Lsn>>())
+                let is_kept = |(sequence, lsn): &_| view.state.check_place(&of, &name, *sequence, Some(*lsn)).is_ok();
+                Ok(places.into_iter().filter(is_kept).collect::<Vec<(u64, Lsn)>>())
             })
             .await
             .map_err(status)?;
         let log = log.clone();
         let checkpoints = facts::blocking(move || {
-            places.into_iter().map(|lsn| facts::checkpoint(&log, lsn, &pipeline, &branch, true)).collect()
+            let row = |(sequence, lsn): (u64, Lsn)| {
+                facts::row(facts::checkpoint(&log, lsn, &pipeline, &branch, true), |unreadable| {
+                    let (pipeline, branch, lsn) = (pipeline.clone(), branch.clone(), lsn.as_u64());
+                    StoredCheckpoint { pipeline, branch, sequence, lsn, unreadable, ..StoredCheckpoint::default() }
+                })
+            };
+            Ok(places.into_iter().filter_map(row).collect())
         })
         .await?;
         let header = Some(sequencer.header(seen));
@@ -126,10 +135,16 @@ impl CheckpointService for Service {
         if !request.pipeline.is_empty() {
             check_pipeline("pipeline", &request.pipeline).map_err(status)?;
         }
-        let (branches, seen) = sequencer.read(move |view| branches(view, &request, page_size)).await.map_err(status)?;
-        let next_page_token = match branches.last() {
-            Some(last) if branches.len() == page_size => format!("{} {}", last.pipeline, last.branch),
-            _ => String::new(),
+        let (mut branches, mut next_page_token) = (Vec::new(), request.page_token.clone());
+        let seen = loop {
+            let (request, after, wanted) = (request.clone(), next_page_token, page_size - branches.len());
+            let part = sequencer.read(move |view| some_branches(view, &request, &after, wanted));
+            let ((found, next), seen) = part.await.map_err(status)?;
+            branches.extend(found);
+            next_page_token = next;
+            if branches.len() == page_size || next_page_token.is_empty() {
+                break seen;
+            }
         };
         Ok(Response::new(ListBranchesResponse { header: Some(sequencer.header(seen)), branches, next_page_token }))
     }
@@ -161,33 +176,39 @@ fn pipeline_info(name: &str, pipeline: &Pipeline) -> PipelineInfo {
     PipelineInfo { pipeline: name.to_owned(), branches, leases, commits, last_committed_at_ms }
 }
 
-/// One page of branches. The page token is the last pipeline and branch of the page before, with a space between.
-fn branches(view: &View, request: &ListBranchesRequest, page_size: usize) -> Result<Vec<BranchInfo>, Refusal> {
+/// The next branches, at most `wanted`, and where to go on if these may not be all. A place is the last pipeline and branch
+/// that were looked at, with a space between.
+fn some_branches(
+    view: &View,
+    request: &ListBranchesRequest,
+    after: &str,
+    wanted: usize,
+) -> Result<(Vec<BranchInfo>, String), Refusal> {
     view.state.check_cluster(request.cluster.as_ref())?;
-    let (last_pipeline, last_branch) = request.page_token.split_once(' ').unwrap_or_default();
-    let info = |pipeline: &str, name: &str, branch: &Branch| branch_info(view, pipeline, name, branch);
-    let wanted = |branch: &Branch| !request.leased_only || branch.lease().is_some();
-    let of = |name: &str, pipeline: &Pipeline, after: &str| {
-        let rest = pipeline.branches_after(after).filter(|(_, branch)| wanted(branch));
-        rest.take(page_size).map(|(branch_name, branch)| info(name, branch_name, branch)).collect::<Vec<_>>()
-    };
-    if !request.pipeline.is_empty() {
-        let pipeline = view.state.pipeline(&request.pipeline);
-        let pipeline = pipeline.ok_or_else(|| missing(&format!("there is no pipeline '{}'", request.pipeline)))?;
-        return Ok(of(&request.pipeline, pipeline, last_branch));
+    let (last_pipeline, last_branch) = after.split_once(' ').unwrap_or_default();
+    let only = Some(request.pipeline.as_str()).filter(|name| !name.is_empty());
+    let begun = only.unwrap_or(last_pipeline);
+    let first = view.state.pipeline(begun).map(|pipeline| (begun, pipeline, last_branch));
+    if only.is_some() && first.is_none() {
+        return Err(missing(&format!("there is no pipeline '{begun}'")));
     }
+    let others = view.state.pipelines_after(last_pipeline, "").take_while(|_| only.is_none());
+    let pipelines = first.into_iter().chain(others.map(|(name, pipeline)| (name, pipeline, "")));
+    let looks = pipelines.flat_map(|(name, pipeline, after)| {
+        // Where nobody holds anything one look is enough.
+        let is_worth_it = !request.leased_only || pipeline.counts().1 > 0;
+        let branches = is_worth_it.then(|| pipeline.branches_after(after)).into_iter().flatten();
+        std::iter::once((name, after, None)).chain(branches.map(move |(branch, it)| (name, branch, Some(it))))
+    });
     let mut found = Vec::new();
-    if let Some(pipeline) = view.state.pipeline(last_pipeline) {
-        found = of(last_pipeline, pipeline, last_branch);
-    }
-    for (name, pipeline) in view.state.pipelines_after(last_pipeline, "") {
-        if found.len() >= page_size {
-            break;
+    for (looked_at, (name, branch_name, branch)) in looks.enumerate() {
+        let branch = branch.filter(|branch| !request.leased_only || branch.lease().is_some());
+        found.extend(branch.map(|branch| branch_info(view, name, branch_name, branch)));
+        if found.len() == wanted || looked_at == LOOKED_AT_MAX {
+            return Ok((found, format!("{name} {branch_name}")));
         }
-        found.extend(of(name, pipeline, ""));
     }
-    found.truncate(page_size);
-    Ok(found)
+    Ok((found, String::new()))
 }
 
 fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> BranchInfo {

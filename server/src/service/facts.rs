@@ -79,6 +79,7 @@ pub(super) fn checkpoint(
         committed_at_ms: committed_at_ms(&fact),
         state_bytes,
         checkpoint: Some(checkpoint),
+        unreadable: String::new(),
     })
 }
 
@@ -126,6 +127,14 @@ pub(super) fn find(log: &Log, lsn: Lsn) -> Result<Option<Fact>, Refusal> {
 /// A fact from its bytes.
 pub(super) fn decode(lsn: Lsn, payload: Bytes) -> Result<Fact, Refusal> {
     Fact::decode(payload).map_err(|error| corrupt(lsn, format!("it does not decode: {error}")))
+}
+
+/// One row of a list: damage is told in its place, and what was removed meanwhile is left out.
+pub(super) fn row<T>(read: Result<T, Refusal>, unreadable: impl FnOnce(String) -> T) -> Option<T> {
+    match read {
+        Err(refusal) if refusal.reason == Reason::Compacted => None,
+        read => Some(read.unwrap_or_else(|refusal| unreadable(refusal.message))),
+    }
 }
 
 /// What a reader of the log is told.

@@ -12,7 +12,6 @@ use super::{Backend, facts};
 use crate::error::Refusal;
 use crate::index::IndexError;
 use crate::sequencer::View;
-use crate::state::Whereabouts;
 
 /// How soon a question is worth asking again.
 const RETRY_AFTER_MS: u64 = 1_000;
@@ -27,15 +26,7 @@ pub(super) async fn places(
 ) -> Result<Vec<(u64, Lsn)>, Refusal> {
     let (pipeline, branch) = (pipeline.to_owned(), branch.to_owned());
     let look = move |view: &View| {
-        let mut known = Vec::new();
-        let mut asked = Vec::new();
-        for sequence in sequences {
-            match view.state.whereabouts(&pipeline, &branch, sequence) {
-                Whereabouts::At(lsn) => known.push((sequence, lsn)),
-                Whereabouts::InHistory => asked.push(sequence),
-                Whereabouts::Nowhere => {}
-            }
-        }
+        let (known, asked) = view.state.whereabouts(&pipeline, &branch, &sequences);
         Ok((known, view.index.history(&pipeline, &branch, asked)))
     };
     let ((mut found, history), _) = backend.sequencer.read(look).await?;
@@ -64,14 +55,14 @@ pub(super) async fn commit_id(backend: &Backend, pipeline: &str, commit_id: &str
 }
 
 /// The newest facts about the pipeline below `before` that say who did what and why, newest first; of one branch, if it is
-/// not empty.
+/// not empty. One that cannot be read may be of any branch.
 pub(super) async fn audit(
     backend: &Backend,
     pipeline: String,
     branch: String,
     mut before: Lsn,
     limit: usize,
-) -> Result<Vec<(Lsn, Fact)>, Status> {
+) -> Result<Vec<(Lsn, Result<Fact, Refusal>)>, Status> {
     let newest = before;
     let mut found = Vec::new();
     while found.len() < limit {
@@ -85,10 +76,12 @@ pub(super) async fn audit(
         let facts = facts::blocking(move || {
             let mut facts = Vec::with_capacity(lsns.len());
             for lsn in lsns {
-                // Old records are removed at any time.
-                let Some(fact) = facts::find(&log, lsn)? else { continue };
-                if branch.is_empty() || fact.branches().any(|name| name == branch) {
-                    facts.push((lsn, without_payload(fact)));
+                match facts::find(&log, lsn) {
+                    // Old records are removed at any time.
+                    Ok(None) => {}
+                    Ok(Some(fact)) if !branch.is_empty() && fact.branches().all(|name| name != branch) => {}
+                    Ok(Some(fact)) => facts.push((lsn, Ok(without_payload(fact)))),
+                    Err(unreadable) => facts.push((lsn, Err(unreadable))),
                 }
             }
             Ok(facts)
@@ -103,7 +96,7 @@ pub(super) async fn audit(
     let generations = generations.into_iter().filter(move |lsn| *lsn < newest && *lsn > oldest);
     let generations: Vec<Lsn> = generations.collect();
     let started = facts::blocking(move || {
-        generations.into_iter().map(|lsn| Ok((lsn, facts::read(&log, lsn)?))).collect::<Result<Vec<_>, _>>()
+        Ok(generations.into_iter().map(|lsn| (lsn, facts::read(&log, lsn))).collect::<Vec<_>>())
     });
     found.extend(started.await?);
     found.sort_unstable_by_key(|(lsn, _)| std::cmp::Reverse(*lsn));

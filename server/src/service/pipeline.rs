@@ -3,10 +3,10 @@
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::pipeline_service_server::PipelineService;
 use fencepost::v1::{
-    CreateSavepointRequest, CreateSavepointResponse, DeleteSavepointRequest, DeleteSavepointResponse, ForkRequest,
-    ForkResponse, GetPolicyRequest, GetPolicyResponse, ListAuditRequest, ListAuditResponse, ListSavepointsRequest,
-    ListSavepointsResponse, RewindRequest, RewindResponse, Savepoint, SetPolicyRequest, SetPolicyResponse,
-    fork_request, rewind_request,
+    AuditRecord, CreateSavepointRequest, CreateSavepointResponse, DeleteSavepointRequest, DeleteSavepointResponse,
+    ForkRequest, ForkResponse, GetPolicyRequest, GetPolicyResponse, ListAuditRequest, ListAuditResponse,
+    ListSavepointsRequest, ListSavepointsResponse, RewindRequest, RewindResponse, Savepoint, SetPolicyRequest,
+    SetPolicyResponse, fork_request, rewind_request,
 };
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
@@ -103,7 +103,7 @@ impl PipelineService for Service {
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
                 let savepoints = known(&view.state, &of)?.savepoints_after(&page_token).take(page_size);
-                Ok(savepoints.map(|(name, savepoint)| (name.to_owned(), savepoint.created)).collect::<Vec<_>>())
+                Ok(savepoints.map(|(name, savepoint)| (name.to_owned(), savepoint.clone())).collect::<Vec<_>>())
             })
             .await
             .map_err(status)?;
@@ -111,7 +111,19 @@ impl PipelineService for Service {
         let next_page_token = found.last().filter(|_| is_full).map_or_else(String::new, |(name, _)| name.clone());
         let log = log.clone();
         let savepoints = facts::blocking(move || {
-            found.into_iter().map(|(name, created)| savepoint(&log, &pipeline, &name, created)).collect()
+            let row = |(name, known): (String, state::Savepoint)| {
+                facts::row(savepoint(&log, &pipeline, &name, known.created), |unreadable| Savepoint {
+                    pipeline: pipeline.clone(),
+                    name: name.clone(),
+                    branch: known.branch,
+                    sequence: known.sequence,
+                    lsn: known.lsn.as_u64(),
+                    created_at_ms: known.created_at_ms,
+                    unreadable,
+                    ..Savepoint::default()
+                })
+            };
+            Ok(found.into_iter().filter_map(row).collect())
         })
         .await?;
         Ok(Response::new(ListSavepointsResponse { header: Some(sequencer.header(seen)), savepoints, next_page_token }))
@@ -233,7 +245,13 @@ impl PipelineService for Service {
         let before = if before_lsn == 0 { seen.next() } else { Lsn::from_u64(before_lsn).min(seen.next()) };
         let facts = history::audit(&self.0, pipeline, branch, before, page_size).await?;
         let next_before_lsn = facts.last().filter(|_| facts.len() == page_size).map_or(0, |(lsn, _)| lsn.as_u64());
-        let records = facts.into_iter().filter_map(|(lsn, fact)| audit::record(lsn, fact)).collect();
+        let record = |(lsn, fact)| match fact {
+            Ok(fact) => audit::record(lsn, fact),
+            Err(Refusal { message: unreadable, .. }) => {
+                Some(AuditRecord { lsn: lsn.as_u64(), unreadable, ..AuditRecord::default() })
+            }
+        };
+        let records = facts.into_iter().filter_map(record).collect();
         Ok(Response::new(ListAuditResponse { header: Some(sequencer.header(seen)), records, next_before_lsn }))
     }
 }
@@ -283,6 +301,7 @@ fn savepoint(log: &Log, pipeline: &str, name: &str, created: Lsn) -> Result<Save
             created_at_ms: at_ms,
             actor: made.actor,
             reason: made.reason,
+            unreadable: String::new(),
         }),
         _ => Err(facts::corrupt(created, format!("it does not make savepoint '{name}' of '{pipeline}'"))),
     }

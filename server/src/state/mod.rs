@@ -47,7 +47,7 @@ pub use names::{check_name, check_pipeline};
 pub(crate) use pipeline::entry;
 pub use pipeline::{Branch, Head, Pipeline};
 pub use records::{BadRecord, StateLoader};
-pub use retention::{PolicyInForce, Whereabouts, with_defaults};
+pub use retention::{PolicyInForce, with_defaults};
 pub use rewind::Place;
 pub use savepoint::{Savepoint, SavepointVerdict};
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};

@@ -3,7 +3,7 @@
 //! How far back a branch keeps its checkpoints is decided when it commits, and is written down in the commit: a later
 //! policy, clock or version never decides it otherwise, and `is this checkpoint retained` is a question of the state alone.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use fencepost::log::v1::PolicySet;
 use fencepost::v1::{Policy, SetPolicyRequest};
@@ -101,17 +101,6 @@ impl Branch {
     }
 }
 
-/// Where a checkpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whereabouts {
-    /// Made by this fact.
-    At(Lsn),
-    /// Retained; the index knows where.
-    InHistory,
-    /// Not retained, or never made.
-    Nowhere,
-}
-
 impl Pipeline {
     /// Whether retention or a savepoint keeps the checkpoint that the fact at `lsn` gave the branch.
     pub(super) fn is_retained(&self, name: &str, branch: &Branch, sequence: u64, lsn: Lsn) -> bool {
@@ -180,22 +169,28 @@ impl State {
         Ok(kept)
     }
 
-    /// Where the checkpoint of this sequence is that a resume could start from, as far as the state can tell.
-    pub fn whereabouts(&self, pipeline: &str, branch: &str, sequence: u64) -> Whereabouts {
-        let Ok((of, known)) = self.known_branch(pipeline, branch) else { return Whereabouts::Nowhere };
-        if sequence == 0 || sequence > known.head.sequence {
-            return Whereabouts::Nowhere;
+    /// Where those of these checkpoints are of which the state can tell; and those that are retained too, but only history
+    /// knows where. The others are not retained, or were never made.
+    pub fn whereabouts(&self, pipeline: &str, branch: &str, sequences: &[u64]) -> (Vec<(u64, Lsn)>, Vec<u64>) {
+        let (mut at, mut in_history) = (Vec::new(), Vec::new());
+        let Ok((of, known)) = self.known_branch(pipeline, branch) else { return (at, in_history) };
+        let oldest = known.retained_from();
+        let mut named = BTreeMap::new();
+        if sequences.iter().any(|sequence| *sequence < oldest) {
+            let is_here = |it: &&Savepoint| it.branch == branch && !known.is_abandoned(it.sequence, it.lsn);
+            let savepoints = of.savepoints.iter().map(|(_, savepoint)| savepoint).filter(is_here);
+            named.extend(savepoints.map(|savepoint| (savepoint.sequence, savepoint.lsn)));
         }
-        if sequence == known.head.sequence {
-            return Whereabouts::At(known.head.lsn);
+        for sequence in sequences.iter().copied().filter(|it| (1..=known.head.sequence).contains(it)) {
+            if sequence == known.head.sequence {
+                at.push((sequence, known.head.lsn));
+            } else if sequence >= oldest {
+                in_history.push(sequence);
+            } else {
+                at.extend(named.get(&sequence).map(|lsn| (sequence, *lsn)));
+            }
         }
-        if sequence >= known.retained_from() {
-            return Whereabouts::InHistory;
-        }
-        let names_it =
-            |it: &&Savepoint| it.branch == branch && it.sequence == sequence && !known.is_abandoned(sequence, it.lsn);
-        let savepoint = of.savepoints.iter().map(|(_, savepoint)| savepoint).find(names_it);
-        savepoint.map_or(Whereabouts::Nowhere, |savepoint| Whereabouts::At(savepoint.lsn))
+        (at, in_history)
     }
 
     /// Checks that the checkpoint of this sequence is there and kept. `found` is where history says that it is.

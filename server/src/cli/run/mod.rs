@@ -220,7 +220,7 @@ impl Run {
         let (mut newest, mut seen) = (0, 0);
         while let Some(checkpoint) = history.next().await? {
             newest = checkpoint.sequence().max(newest);
-            seen += 1;
+            seen += u64::from(checkpoint.unreadable().is_none());
             if self.commit_id.as_deref() == Some(checkpoint.commit_id()) {
                 return Ok(Past::Done(checkpoint.lsn()));
             }
@@ -231,7 +231,7 @@ impl Run {
         let id = self.commit_id.as_deref().unwrap_or_default();
         let message = format!(
             "whether '{id}' was committed before cannot be told: its pipeline has had so many commits since that ids are \
-             forgotten, and of the {newest} checkpoints of '{}' the policy has kept {seen}. The program was not started: \
+             forgotten, and of the {newest} checkpoints of '{}' {seen} are kept and can be read. The program was not started: \
              see whether its work was done; then run it under another id, and keep more checkpoints of this pipeline",
             self.branch
         );
