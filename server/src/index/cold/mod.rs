@@ -12,6 +12,7 @@
 
 mod layout;
 mod messages;
+mod segments;
 mod store;
 #[cfg(test)]
 mod tests;
