@@ -12,6 +12,7 @@ use fencepost_server::clock::Clock;
 use fencepost_server::config::Config;
 use fencepost_server::connections;
 use fencepost_server::log::OpenError;
+use fencepost_server::ops::BadStore;
 use fencepost_server::sequencer::{CommitReply, Readable, Resumed, Sequencer, Session, Submission};
 use fencepost_server::server::{Server, ServerError};
 use fencepost_server::service::Backend;
@@ -54,7 +55,9 @@ impl Store {
         // A store that was just closed keeps its directory while its index is still being opened or fed.
         let server = loop {
             match Server::open(config.clone(), Clock::real()) {
-                Err(ServerError::Open(OpenError::Locked { .. })) => tokio::time::sleep(Duration::from_secs(1)).await,
+                Err(ServerError::Store(BadStore::Open(OpenError::Locked { .. }))) => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
                 opened => break opened.expect("a store"),
             }
         };

@@ -15,14 +15,15 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tower::util::MapResponseLayer;
 
-use crate::clock::{Clock, random_id};
+use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::disk::{Disk, RealDisk};
 use crate::error::Refusal;
 use crate::index::{ColdIndex, ColdSettings, Index};
-use crate::log::{Log, LogConfig, LogError, OpenError};
-use crate::ops::snapshot::{INDEX_DIR, LOG_DIR};
-use crate::ops::{self, BadSnapshot};
+use crate::log::{Log, LogConfig, LogError};
+use crate::ops::open::{WithoutLog, open_log};
+use crate::ops::snapshot::INDEX_DIR;
+use crate::ops::{self, BadStore};
 use crate::sequencer::{Sequencer, SequencerConfig, SequencerThread};
 use crate::service::{self, Backend};
 use crate::state::State;
@@ -40,16 +41,10 @@ pub enum ServerError {
     Config(#[from] ConfigError),
     /// The data directory cannot be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Store(#[from] BadStore),
     /// The log does not give a state.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// The directory is a snapshot, or what a restore that was cut short left of one.
-    #[error(transparent)]
-    NoStore(#[from] BadSnapshot),
-    /// The log ends before the state that was made from it.
-    #[error("{0}")]
-    LogEndsEarly(Unusable),
     /// The first fact could not be written.
     #[error("the new log in {data_dir} cannot be written: {cause}")]
     Create {
@@ -100,10 +95,7 @@ impl Server {
             entry_bytes_max: config.entry_bytes_max() as u64,
             write_bytes_max: config.batch_bytes_max,
         };
-        ops::restore::check_store(&*disk, &config.data_dir)?;
-        let log_dir = config.data_dir.join(LOG_DIR);
-        hot_state::check_log(&*disk, &config.data_dir, &log_dir).map_err(ServerError::LogEndsEarly)?;
-        let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, log_config, clock.clone(), random_id())?);
+        let log = Arc::new(open_log(&disk, &config.data_dir, log_config, &clock, WithoutLog::Make)?);
         if log.last_index() == LogIndex::ZERO {
             create_cluster(&log, &config, &clock)?;
         }
@@ -251,7 +243,7 @@ fn start_up(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log, clock: &Clock) -> 
     let begun = clock.now();
     let loaded = match hot_state::load(disk, data_dir, log) {
         Ok(state) => Some(state),
-        Err(early @ Unusable::LogEndsEarly { .. }) => return Err(ServerError::LogEndsEarly(early)),
+        Err(early @ Unusable::LogEndsEarly { .. }) => return Err(BadStore::LogEndsEarly(early).into()),
         Err(Unusable::Absent) => None,
         Err(unusable) => {
             tracing::warn!("the file with the hot state is made again from the log: {unusable}");

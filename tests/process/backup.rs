@@ -14,7 +14,7 @@ use fencepost_server::ops::{check, snapshot};
 use prost::Message as _;
 use serde_json::Value;
 
-use crate::support::{Ended, SMALL, Server, fencepost, output, until};
+use crate::support::{Server, fencepost, files, json, offline, output, until};
 
 const PIPELINE: &str = "prod/orders";
 const BRANCHES: u64 = 6;
@@ -71,10 +71,6 @@ impl Load {
         Load { acknowledged, stop, workers }
     }
 
-    async fn until(&self, what: &str, is_so: impl AsyncFnMut() -> bool) {
-        until(what, is_so).await;
-    }
-
     async fn commits(&self, more: usize) {
         let goal = self.acknowledged.lock().unwrap().len() + more;
         until("more commits", async || self.acknowledged.lock().unwrap().len() >= goal).await;
@@ -86,25 +82,6 @@ impl Load {
         let acknowledged = self.acknowledged.lock().unwrap().clone();
         (acknowledged, workers)
     }
-}
-
-/// Runs a command that needs no server.
-async fn offline(arguments: &[&str], paths: &[(&str, &Path)]) -> Ended {
-    let mut command = fencepost();
-    command.args(arguments);
-    for (flag, path) in paths {
-        if !flag.is_empty() {
-            command.arg(flag);
-        }
-        command.arg(path);
-    }
-    output(&mut command).await
-}
-
-#[track_caller]
-fn json(ended: &Ended) -> Value {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    serde_json::from_str(&ended.stdout).unwrap()
 }
 
 /// The heads as the server tells them.
@@ -131,18 +108,6 @@ fn facts(dir: &Path) -> Vec<(Lsn, Vec<u8>)> {
     let report = verify(&RealDisk, &dir.join("log"), &mut collector).unwrap();
     assert_eq!(report.damage, []);
     collector.0
-}
-
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let (mut files, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { dirs.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort();
-    files
 }
 
 async fn snapshot(server: &Server, name: &str) -> PathBuf {
@@ -254,48 +219,6 @@ async fn a_restore_to_a_fact_or_a_time_keeps_exactly_what_was_there_by_then() {
     };
     refused("1999-01-01T00:00:00Z", ["begins after that time", "first fact is of 20"]).await;
     refused("999999.0", ["999999.0", "ends with entry"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restore_that_was_killed_is_never_taken_for_a_store() {
-    let mut server = Server::start().await;
-    let client = server.client().await;
-    let load = Load::start(&client).await;
-    load.until("two segments are full", async || segments(&client).await > 2).await;
-    load.stop().await;
-    let dir = snapshot(&server, "snapshot").await;
-    server.kill().await;
-    let mut cut_short = 0;
-    for round in 0..6 {
-        let to = server.scratch().join(format!("restored-{round}"));
-        let mut command = fencepost();
-        command.args(["restore", "--segment-bytes", "8388608"]).arg(&dir).arg("--data-dir").arg(&to);
-        let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
-        // The marker, and then file after file.
-        let wanted = if round == 0 { 1 } else { 1 + round };
-        until("the restore is under way", async || {
-            (to.exists() && files(&to).len() >= wanted) || child.try_wait().unwrap().is_some()
-        })
-        .await;
-        child.kill().await.unwrap();
-        let is_cut_short = to.join("RESTORING").exists();
-        cut_short += u64::from(is_cut_short);
-        if !is_cut_short {
-            continue;
-        }
-        for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["index", "rebuild"], &["compact"]] {
-            let mut command = fencepost();
-            command.args(arguments).args(if arguments[0] == "serve" { &SMALL[..] } else { &[] });
-            let ended = output(command.arg("--data-dir").arg(&to)).await;
-            assert_eq!(ended.code, Some(INTEGRITY), "{arguments:?}: {ended:?}");
-            for word in ["a restore into", to.to_str().unwrap(), "remove that directory and restore again"] {
-                assert!(ended.stderr.contains(word), "{ended:?}");
-            }
-        }
-        let again = offline(&["restore"], &[("", &dir), ("--data-dir", &to)]).await;
-        assert_eq!(again.code, Some(REFUSED), "{again:?}");
-    }
-    assert!(cut_short > 0, "no restore was caught in the middle");
 }
 
 #[tokio::test]

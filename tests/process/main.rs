@@ -10,7 +10,10 @@
 mod backup;
 mod crash;
 mod job;
+mod kill;
+mod kill_copies;
 mod lifecycle;
+mod load;
 mod run;
 mod run_handover;
 mod run_once;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fencepost_client::Client;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -43,12 +44,54 @@ pub(crate) async fn output(command: &mut Command) -> Ended {
     }
 }
 
+/// Runs a command that needs no server.
+pub(crate) async fn offline(arguments: &[&str], paths: &[(&str, &Path)]) -> Ended {
+    let mut command = fencepost();
+    command.args(arguments);
+    for (flag, path) in paths {
+        if !flag.is_empty() {
+            command.arg(flag);
+        }
+        command.arg(path);
+    }
+    output(&mut command).await
+}
+
+/// What a command that succeeded told.
+#[track_caller]
+pub(crate) fn json(ended: &Ended) -> Value {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// All files in a directory and below it, in order. Beside a process that works there some may be gone again.
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
+    let (mut files, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { dirs.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
 /// Waits until something is so.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so().await {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until something is so that may not be so for long. Blocks the thread of the test, not those of its tasks.
+pub(crate) fn moment(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_micros(50));
     }
 }
 
@@ -87,25 +130,30 @@ pub(crate) struct Server {
     child: Child,
     dir: TempDir,
     port: u16,
+    settings: &'static [&'static str],
 }
 
 impl Server {
     pub(crate) async fn start() -> Server {
+        Server::start_with(&SMALL).await
+    }
+
+    pub(crate) async fn start_with(settings: &'static [&'static str]) -> Server {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-        let child = serve(&dir.path().join("data"), port).await;
-        Server { child, dir, port }
+        let child = serve(&dir.path().join("data"), port, settings).await;
+        Server { child, dir, port, settings }
     }
 
     /// Starts it again after its end.
     pub(crate) async fn restart(&mut self) {
         assert!(self.child.id().is_none(), "the server before has ended");
-        self.child = serve(&self.data_dir(), self.port).await;
+        self.child = serve(&self.data_dir(), self.port, self.settings).await;
     }
 
     /// Starts it again on another directory after its end.
     pub(crate) async fn restart_on(&mut self, data_dir: &Path) {
         assert!(self.child.id().is_none(), "the server before has ended");
-        self.child = serve(data_dir, self.port).await;
+        self.child = serve(data_dir, self.port, self.settings).await;
     }
 
     /// Ends it as a power cut would, as far as a process can.
@@ -169,9 +217,15 @@ impl Server {
 pub(crate) const SMALL: [&str; 6] =
     ["--segment-bytes", "8388608", "--batch-bytes-max", "65536", "--request-bytes-max", "2097152"];
 
-async fn serve(data_dir: &Path, port: u16) -> Child {
+async fn serve(data_dir: &Path, port: u16, settings: &[&str]) -> Child {
     let mut command = fencepost();
-    command.arg("serve").args(SMALL).arg("--listen").arg(format!("127.0.0.1:{port}")).arg("--data-dir").arg(data_dir);
+    command
+        .arg("serve")
+        .args(settings)
+        .arg("--listen")
+        .arg(format!("127.0.0.1:{port}"))
+        .arg("--data-dir")
+        .arg(data_dir);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().expect("its output is piped")).lines();
     let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it says in time that it listens");

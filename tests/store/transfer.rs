@@ -4,8 +4,10 @@ use std::io::Cursor;
 
 use fencepost::Reason;
 use fencepost_client::{Checkpoint, Client, Policy, Resume, RewindTo, StoredCheckpoint};
+use fencepost_server::config::Config;
+use fencepost_server::embedded::Embedded;
 
-use crate::support::{PIPELINE, commit_all, open, state};
+use crate::support::{PIPELINE, commit_all, config, open, state, worker};
 
 async fn exported(client: &Client) -> Vec<u8> {
     let mut file = Vec::new();
@@ -98,4 +100,21 @@ async fn a_damaged_or_cut_export_is_refused_before_anything_of_it_is_taken_in() 
     assert_eq!(names, [PIPELINE], "nothing was taken in");
     client.import_pipeline(Cursor::new(file)).pipeline("prod/copy").send().await.unwrap();
     store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_with_a_commit_that_a_store_has_no_room_for_is_refused_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let roomy = Config { request_bytes_max: 8 << 20, segment_bytes: 32 << 20, ..config(&dir.path().join("a")) };
+    let (source, target) = (Embedded::open_with(roomy).await.unwrap(), open(&dir.path().join("b")).await.unwrap());
+    commit_all(&source.client(), 1, 2).await;
+    let worker = worker(&source.client(), 1).await;
+    worker.commit(Checkpoint::at("end").state(vec![7; 3 << 20])).await.unwrap();
+    let file = exported(&source.client()).await;
+    let refused = target.client().import_pipeline(Cursor::new(file)).send().await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::TooLarge), "{refused}");
+    assert!(refused.to_string().contains("request_bytes_max"), "{refused}");
+    assert!(target.client().pipelines("").all().await.unwrap().is_empty(), "nothing was taken in");
+    source.close().await.unwrap();
+    target.close().await.unwrap();
 }

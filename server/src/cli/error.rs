@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use fencepost_client::Error;
 use fencepost_server::log::OpenError;
+use fencepost_server::ops::BadStore;
 use fencepost_server::server::ServerError;
 use serde_json::json;
 
@@ -65,12 +66,13 @@ impl From<Error> for CliError {
     }
 }
 
-/// The exit code for a log that does not open.
-pub(super) fn open_code(error: &OpenError) -> u8 {
+/// The exit code for a store that does not open.
+pub(super) fn store_code(error: &BadStore) -> u8 {
     match error {
-        OpenError::Locked { .. } | OpenError::Io { .. } => exit::UNAVAILABLE,
-        OpenError::Config(_) | OpenError::NewerFormat { .. } => exit::CONFIG,
-        OpenError::Corrupt(_) => exit::INTEGRITY,
+        BadStore::NoLog { .. } => exit::NOT_FOUND,
+        BadStore::Open(OpenError::Locked { .. } | OpenError::Io { .. }) => exit::UNAVAILABLE,
+        BadStore::Open(OpenError::Config(_) | OpenError::NewerFormat { .. }) => exit::CONFIG,
+        BadStore::NoStore(_) | BadStore::LogEndsEarly(_) | BadStore::Open(OpenError::Corrupt(_)) => exit::INTEGRITY,
     }
 }
 
@@ -80,8 +82,8 @@ impl From<ServerError> for CliError {
             ServerError::Config(_) => exit::CONFIG,
             ServerError::LogFailed(_) | ServerError::Panicked => exit::IN_DOUBT,
             ServerError::Io { .. } | ServerError::Transport(_) | ServerError::Create { .. } => exit::UNAVAILABLE,
-            ServerError::Open(error) => open_code(error),
-            ServerError::Replay(_) | ServerError::NoStore(_) | ServerError::LogEndsEarly(_) => exit::INTEGRITY,
+            ServerError::Store(error) => store_code(error),
+            ServerError::Replay(_) => exit::INTEGRITY,
         };
         CliError::new(code, error.to_string())
     }

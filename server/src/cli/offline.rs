@@ -11,7 +11,7 @@ use fencepost_server::ops::offline::{Offline, OfflineError};
 use fencepost_server::upkeep::{CompactionDone, Progress, ReplayError, Trouble};
 use tokio::runtime::Runtime;
 
-use super::error::{CliError, open_code};
+use super::error::{CliError, store_code};
 use super::exit;
 use super::output::{Cell, Output};
 use super::progress::bar;
@@ -92,13 +92,11 @@ fn runtime() -> Result<Runtime, CliError> {
 impl From<OfflineError> for CliError {
     fn from(error: OfflineError) -> CliError {
         let code = match &error {
-            OfflineError::NoLog { .. } => exit::NOT_FOUND,
+            OfflineError::Store(error) => store_code(error),
             OfflineError::Trouble(Trouble::State(_)) => exit::INTEGRITY,
             OfflineError::Trouble(Trouble::Replay(ReplayError::Read(ReadError::Io { .. }))) => exit::UNAVAILABLE,
             OfflineError::Trouble(Trouble::Replay(_)) => exit::INTEGRITY,
             OfflineError::Index { .. } | OfflineError::Trouble(_) => exit::UNAVAILABLE,
-            OfflineError::NoStore(_) => exit::INTEGRITY,
-            OfflineError::Open(error) => open_code(error),
         };
         CliError::new(code, error.to_string())
     }

@@ -53,7 +53,7 @@ fn health(failure: &str, no_space: &str) -> String {
     }
 }
 
-fn store_properties(store: &StoreStatus, newest: u64) -> [(Column, Cell); 8] {
+fn store_properties(store: &StoreStatus, newest: u64) -> [(Column, Cell); 9] {
     let damage: Vec<Value> = store.damage.iter().map(damage_json).collect();
     [
         ("state", Cell::text(state_words(store.state_lsn, newest)).with_value(lsn(store.state_lsn))),
@@ -95,8 +95,13 @@ fn store_properties(store: &StoreStatus, newest: u64) -> [(Column, Cell); 8] {
             })
             .with_value(json!(damage)),
         ),
-        ("no_space", if store.no_space.is_empty() { Cell::none(false) } else { Cell::text(&store.no_space) }),
+        ("no_space", text_or_none(&store.no_space)),
+        ("trouble", text_or_none(&store.trouble)),
     ]
+}
+
+fn text_or_none(text: &str) -> Cell {
+    if text.is_empty() { Cell::none(false) } else { Cell::text(text) }
 }
 
 fn state_words(state_lsn: u64, newest: u64) -> String {

@@ -8,7 +8,7 @@ use fencepost_server::disk::{Disk as _, RealDisk};
 use fencepost_server::log::{OpenError, Tail, VerifyReport};
 use fencepost_server::ops::check::{self, Checked, IndexFile, StateFile};
 use fencepost_server::ops::transfer::Export;
-use fencepost_server::ops::{BadSnapshot, MANIFEST, snapshot};
+use fencepost_server::ops::{BadSnapshot, MANIFEST, open, snapshot};
 use fencepost_server::upkeep::Found;
 use serde_json::{Value, json};
 
@@ -47,6 +47,7 @@ impl Verify {
 }
 
 fn verify_data_dir(dir: &Path, output: &Output) -> Result<ExitCode, CliError> {
+    open::check_store(&RealDisk, dir).map_err(|error| CliError::new(exit::INTEGRITY, error.to_string()))?;
     let bar = bar("checking", Some(bytes_in(&dir.join(snapshot::LOG_DIR))));
     let checked = check::check(&RealDisk, dir, &mut |bytes| bar.inc(bytes));
     let mut checked = checked.map_err(|error| match error {

@@ -11,7 +11,7 @@ mod recent;
 use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
 
-pub use cold::{Change, ColdIndex, ColdSettings, FeedError, IndexError, Located, SegmentUse, Status};
+pub use cold::{Change, ColdIndex, ColdSettings, FeedError, GivenUp, IndexError, Located, SegmentUse, Status};
 pub use recent::{Forgotten, Recent, is_audit};
 
 use crate::state::{Digest, id_key};
@@ -39,6 +39,13 @@ pub struct Horizon {
     pub after: Lsn,
     /// The newest fact when the question was put.
     pub through: Lsn,
+}
+
+impl Horizon {
+    /// Nothing was ever sealed, so that nobody but memory knows anything, and there need not be an index on disk.
+    fn is_beginning(self) -> bool {
+        self.after.index() == LogIndex::ZERO
+    }
 }
 
 impl Index {
@@ -103,6 +110,9 @@ impl History {
         if missing.is_empty() {
             return Ok(self.places.into_iter().flatten().collect());
         }
+        if self.horizon.is_beginning() {
+            return Ok(self.places.into_iter().flatten().collect());
+        }
         let mut found = cold.commits(self.horizon, &self.pipeline, &self.branch, missing).await?.into_iter();
         let places = self.places.into_iter().map(|place| place.map_or_else(|_| found.next().flatten(), Some));
         Ok(places.flatten().collect())
@@ -123,6 +133,7 @@ impl CommitId {
     pub async fn complete(self, cold: &ColdIndex) -> Result<Option<Lsn>, IndexError> {
         match self.found {
             Some(lsn) => Ok(Some(lsn)),
+            None if self.horizon.is_beginning() => Ok(None),
             None => cold.commit_id(self.horizon, &self.pipeline, self.key).await,
         }
     }
@@ -142,7 +153,7 @@ impl Audit {
     /// Gets the rest from the cold index.
     pub async fn complete(mut self, cold: &ColdIndex) -> Result<Vec<Lsn>, IndexError> {
         let wanted = self.limit - self.found.len();
-        if wanted > 0 {
+        if wanted > 0 && !self.horizon.is_beginning() {
             // Recent may have some that the cold index has too: it goes on below them.
             let before = self.found.last().copied().unwrap_or(self.before);
             self.found.extend(cold.audit(self.horizon, &self.pipeline, before, wanted).await?);

@@ -64,6 +64,8 @@ struct State {
     stage: Stage,
     /// Why the last try to have the next segment failed; nothing once one succeeded.
     no_space: Option<String>,
+    /// What room there is belongs to others.
+    is_held: bool,
     active_segment: u64,
     closed: bool,
     /// The writer's thread has ended.
@@ -141,6 +143,7 @@ impl Board {
             plan: Plan { segment, file_bytes, end, entries },
             stage: Stage::Wanted,
             no_space: None,
+            is_held: false,
             active_segment: segment,
             closed: false,
             ended: false,
@@ -200,12 +203,9 @@ impl Board {
             if segment <= state.active_segment + ready {
                 return Ok(());
             }
-            if let Stage::Failed { at, reason } = &state.stage {
-                if self.clock.now().since(*at) < PREPARE_AGAIN_AFTER {
-                    return Err(LogError::NoSpace { wanted_bytes: entry_bytes, reason: reason.clone() });
-                }
-                state.stage = Stage::Wanted;
-                self.room.notify_all();
+            self.prepare_again(&mut state);
+            if let Stage::Failed { reason, .. } = &state.stage {
+                return Err(LogError::NoSpace { wanted_bytes: entry_bytes, reason: reason.clone() });
             }
             state = wait(&self.room, state);
         }
@@ -216,9 +216,35 @@ impl Board {
         self.state().failure.clone()
     }
 
-    /// Why the next segment cannot be prepared, if the last try failed.
+    /// Why the next segment cannot be prepared, if the last try failed. Being asked is a reason to try again.
     pub(super) fn no_space(&self) -> Option<String> {
-        self.state().no_space.clone()
+        let mut state = self.state();
+        self.prepare_again(&mut state);
+        state.no_space.clone()
+    }
+
+    /// Has the next segment prepared again, if that failed some time ago.
+    fn prepare_again(&self, state: &mut State) {
+        if let Stage::Failed { at, .. } = &state.stage
+            && !state.is_held
+            && self.clock.now().since(*at) >= PREPARE_AGAIN_AFTER
+        {
+            state.stage = Stage::Wanted;
+            self.room.notify_all();
+        }
+    }
+
+    /// If there was no room for the next segment, none is prepared as long as the result lives.
+    pub(super) fn hold(&self) -> Option<Held<'_>> {
+        let mut state = self.state();
+        while state.no_space.is_some() && !state.ended {
+            if matches!(state.stage, Stage::Failed { .. }) {
+                state.is_held = true;
+                return Some(Held(self));
+            }
+            state = wait(&self.room, state);
+        }
+        None
     }
 
     /// How long the write in flight has been waiting for the disk.
@@ -400,6 +426,15 @@ impl Drop for Fence<'_> {
         }
         self.0.state().ended = true;
         self.0.room.notify_all();
+    }
+}
+
+/// Keeps the preparer from trying.
+pub(super) struct Held<'a>(&'a Board);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.state().is_held = false;
     }
 }
 

@@ -333,6 +333,11 @@ impl Log {
         self.board.no_space()
     }
 
+    /// If there was no room for the next segment, leaves what room there is to others, as long as the result lives.
+    pub fn leave_room(&self) -> Option<impl Drop + '_> {
+        self.board.hold()
+    }
+
     /// How the log is.
     pub fn status(&self) -> LogStatus {
         let (segments, bytes) = self.catalog.size();

@@ -11,7 +11,7 @@ use super::holdings::Holdings;
 use super::snapshot::{INDEX_DIR, LOG_DIR};
 use crate::clock::random_id;
 use crate::disk::{Disk, RealDisk};
-use crate::index::{ColdIndex, ColdSettings, Horizon, Place, Status};
+use crate::index::{ColdIndex, ColdSettings, GivenUp, Horizon, Place, Status};
 use crate::log::{self, Damage, Inspector, OpenError, SegmentLabel, SegmentReport, VerifyReport};
 use crate::state::State;
 use crate::upkeep::hot_state::{self, LogEnd, Saved, Unusable};
@@ -265,7 +265,11 @@ pub fn check_index(data_dir: &Path, checked: &Checked) -> IndexFile {
     let cold = ColdIndex::start(copy.0.clone(), log_id, needed, ColdSettings::default());
     let status = cold.opened();
     let compared = match (status, cold.given_up()) {
-        (_, Some(why)) => Err(why),
+        (_, Some(GivenUp { why, is_damaged: false })) => {
+            cold.stop();
+            return IndexFile::NotChecked(format!("{why}: the next start makes it again from the log"));
+        }
+        (_, Some(GivenUp { why, .. })) => Err(why),
         (Status::Ready { applied }, None) => checked.compare_places(&cold, applied).map(|()| applied),
         (status, None) => return IndexFile::NotChecked(format!("its copy does not open: {status:?}")),
     };

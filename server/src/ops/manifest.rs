@@ -10,9 +10,14 @@ use fencepost::Lsn;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
+use crate::log::{CopyError, OpenError, SegmentFileError};
 
 /// The manifest's name in the snapshot's directory.
 pub const MANIFEST: &str = "MANIFEST.json";
+
+/// What it is called until it is written: there from the first step of a snapshot to the last, so that nobody takes what is
+/// left of one for a store.
+pub(super) const UNFINISHED: &str = "MANIFEST.tmp";
 
 /// The format of manifests that this version writes, and the newest that it reads.
 pub(super) const FORMAT_VERSION: u32 = 1;
@@ -66,12 +71,17 @@ pub enum BadSnapshot {
         what: String,
     },
     /// It was made by a newer version.
-    #[error("{}: the snapshot has format {found}, and this version reads up to {FORMAT_VERSION}: use a newer fencepost", .file.display())]
+    #[error(
+        "{} has format {found}, and this version reads up to format {supported}: use the Fencepost that wrote it, or a \
+         newer one", .file.display()
+    )]
     Newer {
-        /// The manifest.
+        /// The manifest, or another file.
         file: PathBuf,
         /// The format it has.
         found: u32,
+        /// The newest format that this version reads.
+        supported: u32,
     },
     /// A file cannot be read.
     #[error("cannot {action} {}: {source}", .path.display())]
@@ -102,6 +112,35 @@ pub enum BadSnapshot {
     Stopped,
 }
 
+impl From<SegmentFileError> for BadSnapshot {
+    fn from(error: SegmentFileError) -> BadSnapshot {
+        match error {
+            SegmentFileError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
+            error => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
+impl From<OpenError> for BadSnapshot {
+    fn from(error: OpenError) -> BadSnapshot {
+        match error {
+            OpenError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
+            error => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
+impl From<CopyError> for BadSnapshot {
+    fn from(error: CopyError) -> BadSnapshot {
+        match error {
+            CopyError::Source(error) => error.into(),
+            CopyError::File(error) => error.into(),
+            CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
+            CopyError::NotEmpty { .. } | CopyError::Stopped => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
 /// Turns an I/O error into one that says what was tried on what.
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BadSnapshot {
     let path = path.to_owned();
@@ -125,12 +164,19 @@ impl Manifest {
         blake3::hash(&compact).to_hex().to_string()
     }
 
-    /// Writes it to a directory that has all its files, durably. From then on the directory is a snapshot.
+    /// Says durably that a directory, which has no files yet, is to become a snapshot.
+    pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<(), BadSnapshot> {
+        let path = dir.join(UNFINISHED);
+        disk.create(&path).map_err(io_error("create", &path))?;
+        disk.sync_dir(dir).map_err(io_error("sync the directory", dir))
+    }
+
+    /// Writes it to a directory that was [begun](Manifest::begin) and has all its files, durably. From then on the directory is a snapshot.
     pub fn write(&mut self, disk: &dyn Disk, dir: &Path) -> Result<(), BadSnapshot> {
         self.digest = self.digested();
         let text = serde_json::to_vec_pretty(self).expect("a manifest is plain data");
-        let (path, temporary) = (dir.join(MANIFEST), dir.join("MANIFEST.tmp"));
-        let file = disk.create(&temporary).map_err(io_error("create", &temporary))?;
+        let (path, temporary) = (dir.join(MANIFEST), dir.join(UNFINISHED));
+        let file = disk.open_rw(&temporary).map_err(io_error("open", &temporary))?;
         file.write_at(&text, 0).map_err(io_error("write", &temporary))?;
         file.sync_data().map_err(io_error("sync", &temporary))?;
         disk.rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
@@ -154,7 +200,8 @@ impl Manifest {
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(not_readable)?;
         let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
         if format > FORMAT_VERSION.into() {
-            return Err(BadSnapshot::Newer { file: path, found: u32::try_from(format).unwrap_or(u32::MAX) });
+            let found = u32::try_from(format).unwrap_or(u32::MAX);
+            return Err(BadSnapshot::Newer { file: path, found, supported: FORMAT_VERSION });
         }
         let manifest: Manifest = serde_json::from_value(value).map_err(not_readable)?;
         if manifest.digest != manifest.digested() {

@@ -1,9 +1,11 @@
 //! What operators do with a whole store: snapshots, and stores made from them.
 
+mod admit;
 pub mod check;
 mod holdings;
 mod manifest;
 pub mod offline;
+pub mod open;
 pub mod restore;
 pub mod snapshot;
 pub mod transfer;
@@ -14,6 +16,7 @@ use fencepost::log::v1::fact::Kind;
 use prost::Message as _;
 
 pub use manifest::{BadSnapshot, MANIFEST, Manifest, ManifestFile};
+pub use open::BadStore;
 
 use crate::clock::Clock;
 use crate::log::{EntryBuilder, Log, LogError};

@@ -7,30 +7,20 @@ use std::time::Duration;
 
 use fencepost::{LogIndex, Lsn};
 
-use super::manifest::BadSnapshot;
-use super::restore::check_store;
-use super::snapshot::{INDEX_DIR, LOG_DIR};
-use crate::clock::{Clock, random_id};
+use super::open::{BadStore, WithoutLog, open_log};
+use super::snapshot::INDEX_DIR;
+use crate::clock::Clock;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{ColdIndex, ColdSettings, Horizon};
-use crate::log::{Log, LogConfig, OpenError};
+use crate::log::{Log, LogConfig};
 use crate::upkeep::{self, CompactionDone, Progress, Settings, Store, Trouble};
 
 /// Why that is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
-    /// The directory is no data directory.
-    #[error("there is no log in {}: name the directory that the server is given", .dir.display())]
-    NoLog {
-        /// Where a log was looked for.
-        dir: PathBuf,
-    },
-    /// The directory is a snapshot, or what a restore that was cut short left of one.
+    /// The directory has no store that can be opened.
     #[error(transparent)]
-    NoStore(#[from] BadSnapshot),
-    /// The log does not open, perhaps because a server has it open.
-    #[error(transparent)]
-    Open(#[from] OpenError),
+    Store(#[from] BadStore),
     /// The index cannot be removed.
     #[error("cannot remove {}: {source}", .dir.display())]
     Index {
@@ -57,15 +47,8 @@ impl Offline {
     /// Takes a data directory, as a server does when it starts. `segment_bytes` is the length of new segments.
     pub fn open(data_dir: &Path, segment_bytes: u64, clock: &Clock) -> Result<Offline, OfflineError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        check_store(&*disk, data_dir)?;
-        let log_dir = data_dir.join(LOG_DIR);
-        // A log would be made where there is none.
-        let is_segment = |name: &String| Path::new(name).extension().is_some_and(|extension| extension == "seg");
-        if !disk.list(&log_dir).is_ok_and(|names| names.iter().any(is_segment)) {
-            return Err(OfflineError::NoLog { dir: log_dir });
-        }
         let config = LogConfig::for_upkeep(segment_bytes);
-        let log = Arc::new(Log::open(Arc::clone(&disk), &log_dir, config, clock.clone(), random_id())?);
+        let log = Arc::new(open_log(&disk, data_dir, config, clock, WithoutLog::Refuse)?);
         Ok(Offline { disk, data_dir: data_dir.to_owned(), log, segment_bytes })
     }
 
@@ -115,5 +98,52 @@ impl Offline {
         cold.stop();
         log.close();
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use fencepost::log::v1::fact::Kind;
+    use fencepost::log::v1::{ClusterCreated, GenerationStarted};
+
+    use super::super::append;
+    use super::super::snapshot::LOG_DIR;
+    use super::*;
+    use crate::state::State;
+    use crate::upkeep::{hot_state, replay};
+
+    const SEGMENT_BYTES: u64 = 256 << 10;
+
+    #[test]
+    fn a_store_that_lost_its_newest_segment_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data_dir, log_dir) = (dir.path().to_owned(), dir.path().join(LOG_DIR));
+        let (disk, clock): (Arc<dyn Disk>, _) = (Arc::new(RealDisk), Clock::real());
+        let open = || open_log(&disk, &data_dir, LogConfig::for_upkeep(SEGMENT_BYTES), &clock, WithoutLog::Make);
+        let log = open().unwrap();
+        append(&log, &clock, Kind::ClusterCreated(ClusterCreated { cluster_id: "c".into(), generation: 1 })).unwrap();
+        for generation in 2.. {
+            let reason = "long".repeat(10_000);
+            let started = GenerationStarted { generation, reason, ..GenerationStarted::default() };
+            append(&log, &clock, Kind::GenerationStarted(started)).unwrap();
+            if log.sealed().len() > 1 {
+                break;
+            }
+        }
+        let mut state = State::default();
+        replay(&log, &mut state, log.sealed_through(), |_, _| ControlFlow::Continue(())).unwrap();
+        hot_state::save(&disk, &data_dir, &log, &state).unwrap();
+        log.close();
+        let newest = format!("{:020}.seg", log.sealed().last().unwrap().numbers.end() + 1);
+        disk.remove(&log_dir.join(&newest)).unwrap();
+        let left = disk.list(&log_dir).unwrap();
+
+        let refused = Offline::open(&data_dir, SEGMENT_BYTES, &clock).unwrap_err();
+        assert!(matches!(refused, OfflineError::Store(BadStore::LogEndsEarly(_))), "{refused}");
+        assert!(refused.to_string().contains(&newest), "{refused}");
+        assert_eq!(disk.list(&log_dir).unwrap(), left, "nothing was put in its place");
+        assert!(matches!(open(), Err(BadStore::LogEndsEarly(_))), "a server does not start either");
     }
 }

@@ -12,30 +12,23 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 
 use super::append;
-use super::manifest::{BadSnapshot, MANIFEST, Manifest, io_error};
+use super::manifest::{BadSnapshot, Manifest, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
-use crate::log::{self, CopyError, Inspector, Log, LogConfig};
+use crate::log::{self, Inspector, Log, LogConfig};
 
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
 
-/// Refuses a directory that is no store: in which a restore was cut short, or that is a snapshot, whose tokens somebody else
-/// may have granted again since.
-pub fn check_store(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+/// Refuses what a restore left that was cut short.
+pub(super) fn check_restored(disk: &dyn Disk, data_dir: &Path) -> Result<(), BadSnapshot> {
+    if disk.open(&data_dir.join(MARKER)).is_err() {
+        return Ok(());
+    }
     let dir = data_dir.display();
-    if disk.open(&data_dir.join(MARKER)).is_ok() {
-        let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
-        return Err(BadSnapshot::Refused(problem));
-    }
-    if disk.open(&data_dir.join(MANIFEST)).is_ok() {
-        let problem = format!(
-            "{dir} is a snapshot, and not a data directory: make one of it with `fencepost restore {dir} --data-dir DIR`"
-        );
-        return Err(BadSnapshot::Refused(problem));
-    }
-    Ok(())
+    let problem = format!("a restore into {dir} was cut short: remove that directory and restore again");
+    Err(BadSnapshot::Refused(problem))
 }
 
 /// Up to where history is restored.
@@ -88,6 +81,7 @@ pub fn restore(
     let Restore { snapshot, data_dir, through, .. } = restore;
     let manifest = Manifest::read(&**disk, snapshot)?;
     let generation = generation(restore, &manifest)?;
+    check_restored(&**disk, data_dir)?;
     manifest.check(&**disk, snapshot, pace)?;
     let log_dir = data_dir.join(LOG_DIR);
     must_be_empty(&**disk, data_dir)?;
@@ -113,11 +107,7 @@ pub fn restore(
     let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
     match through {
         Some(through) => {
-            let copied = log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through);
-            copied.map_err(|error| match error {
-                CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
-                error => log_error(&error),
-            })?;
+            log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through)?;
         }
         None => {
             for file in &manifest.files {
@@ -129,8 +119,7 @@ pub fn restore(
             }
         }
     }
-    let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id());
-    let log = log.map_err(|error| log_error(&error))?;
+    let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id())?;
     let kept = match through {
         Some(_) => last_lsn(&log, log.last_index()).map_err(|error| log_error(&error))?,
         None => manifest.lsn(),
@@ -150,7 +139,7 @@ pub fn restore(
 
 /// The generation to start: above the snapshot's, and one that tokens have room for.
 fn generation(restore: &Restore, manifest: &Manifest) -> Result<u64, BadSnapshot> {
-    let wanted = restore.generation.unwrap_or(manifest.generation + 1);
+    let wanted = restore.generation.unwrap_or(manifest.generation.saturating_add(1));
     if wanted <= manifest.generation || Token::new(wanted, 1).is_none() {
         let problem = format!(
             "generation is {wanted}: it must be above {}, which the snapshot has, and below {}",
@@ -183,7 +172,7 @@ fn last_before(disk: &dyn Disk, log_dir: &Path, time_ms: u64) -> Result<Option<L
     }
 
     let mut search = Search { time_ms, oldest: None, later: None };
-    let report = log::verify(disk, log_dir, &mut search).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let report = log::verify(disk, log_dir, &mut search)?;
     if let Some(damage) = report.damage.first() {
         return Err(BadSnapshot::Log(damage.to_string()));
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use fencepost::{LogIndex, Lsn};
 
 use super::check::{Checked, check};
-use super::manifest::{BadSnapshot, FORMAT_VERSION, MANIFEST, Manifest, ManifestFile, io_error};
+use super::manifest::{BadSnapshot, FORMAT_VERSION, MANIFEST, Manifest, ManifestFile, UNFINISHED, io_error};
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::log::{Damage, Log, ReadError};
@@ -45,6 +45,8 @@ pub fn create(
     let log_dir = dir.join(LOG_DIR);
     must_be_empty(disk, dir)?;
     must_be_empty(disk, &log_dir)?;
+    disk.create_dir_all(dir).map_err(io_error("create", dir))?;
+    Manifest::begin(disk, dir)?;
     disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
 
     // The hot state first: one that is older than the log costs time at a restore, one that is newer would not fit.
@@ -61,7 +63,7 @@ pub fn create(
     for name in &mut names {
         *name = format!("{LOG_DIR}/{name}");
     }
-    names.extend(disk.list(dir).map_err(io_error("list", dir))?);
+    names.extend(disk.list(dir).map_err(io_error("list", dir))?.into_iter().filter(|name| name != UNFINISHED));
     let files = names.iter().map(|name| ManifestFile::of(disk, dir, name, pace));
     let mut manifest = Manifest {
         format: FORMAT_VERSION,
@@ -103,7 +105,7 @@ pub fn verify(disk: &dyn Disk, dir: &Path, read: &mut dyn FnMut(u64)) -> Result<
         read(bytes);
         ControlFlow::Continue(())
     });
-    let mut checked = check(disk, dir, read).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let mut checked = check(disk, dir, read)?;
     let mut add = |file: PathBuf, what: String| {
         let damage = Damage { file, offset: 0, what, indexes: None };
         checked.damage.push(Found { damage, checkpoints: Vec::new() });

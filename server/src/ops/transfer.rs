@@ -4,6 +4,9 @@
 //! file of the log's format that begins with `ImportStarted` and ends with `ImportFinished`. What comes along: retained
 //! checkpoints with their commit ids, savepoints, the policy. What does not: leases and their tokens, which mean nothing
 //! elsewhere, the audit, and savepoints on what a rewind abandoned.
+//!
+//! Its entries are numbered anew from 1, because one file cannot span all indexes that a log may have. So a savepoint in it names
+//! the place that its checkpoint has in the file.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -12,20 +15,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{
-    ClusterCreated, Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated,
-};
+use fencepost::log::v1::{Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated};
 use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 
+use super::admit::{Admission, Admitted};
 use super::manifest::BadSnapshot;
 use crate::disk::Disk;
 use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabel};
 use crate::state::State;
 use crate::upkeep::{hot_state, replay};
-
-/// Where the facts of an export begin: its first entry is no fact of the source.
-const FIRST: LogIndex = LogIndex(1);
 
 /// What an export holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,10 +63,11 @@ pub fn export(
         content: Content::Export,
         log_id: log.log_id(),
         numbers: 1..=1,
-        first_index: FIRST,
+        first_index: LogIndex(1),
         judged_at: Lsn::ZERO,
     };
     let mut writer = SegmentFileWriter::create(&**disk, file, &label).map_err(|error| log_error(&error))?;
+    let mut index = LogIndex(1);
     let mut push = |index: LogIndex, facts: &[(u16, Vec<u8>)]| {
         let facts: Vec<(u16, &[u8])> = facts.iter().map(|(ordinal, payload)| (*ordinal, &payload[..])).collect();
         writer.push(index, LogIndex::ZERO, 0, &facts).map_err(|error| log_error(&error))
@@ -79,10 +79,14 @@ pub fn export(
         source_pipeline: pipeline.to_owned(),
         ..ImportStarted::default()
     };
-    push(FIRST, &[(0, encoded(0, Kind::ImportStarted(started)))])?;
+    push(index, &[(0, encoded(0, Kind::ImportStarted(started)))])?;
     let mut contents = Contents { pipeline: pipeline.to_owned(), ..Contents::default() };
     let mut commits = 0;
-    for entry in log.entries(FIRST.next()) {
+    let savepoints = known.into_iter().flat_map(|known| known.savepoints_after(""));
+    // Where the log has what savepoints name, and where the file has it.
+    let mut places: BTreeMap<Lsn, Lsn> = savepoints.map(|(_, savepoint)| (savepoint.lsn, Lsn::ZERO)).collect();
+    index = index.next();
+    for entry in log.entries(LogIndex(1)) {
         let entry = entry.map_err(|error| log_error(&error))?;
         if entry.index > through {
             break;
@@ -93,21 +97,28 @@ pub fn export(
             let lsn = Lsn::new(entry.index, ordinal);
             let fact = Fact::decode(payload).map_err(|error| log_error(&error))?;
             if fact.pipeline() == Some(pipeline)
-                && let Some(kind) = exported(&state, lsn, &fact, &mut commits, &mut contents)
+                && let Some(mut kind) = exported(&state, lsn, &fact, &mut commits, &mut contents)
             {
+                if let Kind::SavepointCreated(created) = &mut kind {
+                    let place = places.get(&Lsn::from_u64(created.checkpoint_lsn));
+                    created.checkpoint_lsn = place.map_or(0, |place| place.as_u64());
+                } else if let Some(place) = places.get_mut(&lsn) {
+                    *place = Lsn::new(index, ordinal);
+                }
                 facts.push((ordinal, encoded(fact.at_ms, kind)));
             }
         }
         if !facts.is_empty() {
-            push(entry.index, &facts)?;
+            push(index, &facts)?;
+            index = index.next();
         }
         if pace(bytes).is_break() {
             return Err(BadSnapshot::Stopped);
         }
     }
     let finished = ImportFinished { pipeline: pipeline.to_owned(), digest: Bytes::new() };
-    push(through.next(), &[(0, encoded(0, Kind::ImportFinished(finished)))])?;
-    writer.finish(through.next()).map_err(|error| log_error(&error))?;
+    push(index, &[(0, encoded(0, Kind::ImportFinished(finished)))])?;
+    writer.finish(index).map_err(|error| log_error(&error))?;
     contents.branches =
         known.map_or(0, |known| known.branches_after("").filter(|(_, it)| it.head().is_some()).count()) as u64;
     Ok(contents)
@@ -124,8 +135,8 @@ fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &
         }
         Kind::SavepointCreated(created) => {
             let at = Lsn::from_u64(created.checkpoint_lsn);
-            let is_current = state.branch(name, &created.branch)?.is_abandoned(created.sequence, at);
-            if is_current || pipeline.savepoint(&created.name)?.created != lsn {
+            let is_abandoned = state.branch(name, &created.branch)?.is_abandoned(created.sequence, at);
+            if is_abandoned || pipeline.savepoint(&created.name)?.created != lsn {
                 return None;
             }
             contents.savepoints += 1;
@@ -179,51 +190,28 @@ pub struct Export {
     pub contents: Contents,
     /// Its first fact.
     pub started: ImportStarted,
-    /// Where the source had the checkpoints that savepoints name, by branch and sequence.
+    /// The checkpoints that savepoints name, by their places in the file: branch and sequence.
     pub named: BTreeMap<u64, (String, u64)>,
+    /// Length of its longest fact.
+    pub fact_bytes: usize,
 }
 
 impl Export {
-    /// Reads all of a file and takes its facts into a state of its own, so that what an import appends fits for certain.
-    /// Blocks.
+    /// Reads all of a file, checks every field, and takes its facts into a state of its own, so that what an import appends
+    /// fits for certain. Blocks.
     pub fn open(disk: &dyn Disk, file: &Path) -> Result<Export, BadSnapshot> {
-        let open = || {
-            let opened = SegmentFileReader::open(disk, file, Content::Export, None);
-            opened.map_err(|error| BadSnapshot::Log(error.to_string()))
-        };
+        let open = || SegmentFileReader::open(disk, file, Content::Export, None).map_err(BadSnapshot::from);
         let damaged = |what: String| BadSnapshot::Damaged { file: file.to_owned(), what };
-        let mut state = State::default();
-        let created = ClusterCreated { cluster_id: "import".to_owned(), generation: 1 };
-        let created = Fact { at_ms: 0, kind: Some(Kind::ClusterCreated(created)) };
-        state.apply(Lsn::new(LogIndex::ZERO, 1), &created).map_err(|error| damaged(error.to_string()))?;
-        let (mut contents, mut started, mut named) = (Contents::default(), None, BTreeMap::new());
-        let mut is_finished = false;
+        let (mut admission, mut fact_bytes) = (Admission::new(), 0);
         for fact in (Facts { reader: open()?, rest: Vec::new() }) {
             let (lsn, fact) = fact.map_err(damaged)?;
-            if is_finished {
-                return Err(damaged(format!("there is a fact at LSN {lsn} behind its end")));
-            }
-            state.apply(lsn, &fact).map_err(|error| damaged(error.to_string()))?;
-            match fact.kind {
-                Some(Kind::ImportStarted(first)) if started.is_none() => started = Some(first),
-                Some(Kind::Imported(ref imported)) => {
-                    contents.checkpoints += imported.commit.as_ref().map_or(0, |it| it.branches.len() as u64);
-                }
-                Some(Kind::SavepointCreated(created)) => {
-                    contents.savepoints += 1;
-                    named.insert(created.checkpoint_lsn, (created.branch, created.sequence));
-                }
-                Some(Kind::PolicySet(_)) => {}
-                Some(Kind::ImportFinished(_)) => is_finished = true,
-                _ => return Err(damaged(format!("the fact at LSN {lsn} is of a kind that an export does not have"))),
-            }
+            fact_bytes = fact_bytes.max(fact.encoded_len());
+            admission
+                .take(lsn, fact)
+                .map_err(|what| damaged(format!("the fact at LSN {lsn} cannot be taken in: {what}")))?;
         }
-        let started = started.filter(|_| is_finished);
-        let started =
-            started.ok_or_else(|| damaged("it has no beginning or no end: the export was cut short".to_owned()))?;
-        contents.pipeline.clone_from(&started.pipeline);
-        contents.branches = state.counts().1;
-        Ok(Export { reader: open()?, contents, started, named })
+        let Admitted { contents, started, named } = admission.finish().map_err(damaged)?;
+        Ok(Export { reader: open()?, contents, started, named, fact_bytes })
     }
 
     /// Its facts, in order. Blocks as they are read.
@@ -274,4 +262,89 @@ pub fn renamed(mut kind: Kind, pipeline: &str, place: impl FnOnce(&SavepointCrea
         _ => {}
     }
     kind
+}
+
+#[cfg(test)]
+mod tests {
+    use fencepost::log::v1::ClusterCreated;
+    use fencepost::v1::Checkpoint;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::disk::sim::SimDisk;
+    use crate::log::LogConfig;
+
+    const PIPELINE: &str = "prod/orders";
+
+    fn committed(sequence: u64) -> Kind {
+        let mut checkpoint = Checkpoint { position: sequence.to_string().into(), ..Checkpoint::default() };
+        checkpoint.payload_crc32 = Some(checkpoint.computed_crc32());
+        let (branch, checkpoint) = ("main".to_owned(), Some(checkpoint));
+        let branch = CommittedBranch { branch, sequence, checkpoint, retained_from: 1, ..CommittedBranch::default() };
+        Kind::Committed(Committed {
+            pipeline: PIPELINE.to_owned(),
+            commit_id: format!("commit-{sequence}"),
+            digest: vec![1; 16].into(),
+            branches: vec![branch],
+            number: sequence,
+        })
+    }
+
+    fn savepoint(name: &str, sequence: u64, checkpoint: u64) -> Kind {
+        Kind::SavepointCreated(SavepointCreated {
+            pipeline: PIPELINE.to_owned(),
+            name: name.to_owned(),
+            branch: "main".to_owned(),
+            sequence,
+            checkpoint_lsn: Lsn::new(LogIndex(checkpoint), 0).as_u64(),
+            ..SavepointCreated::default()
+        })
+    }
+
+    /// A log of compacted segments, each given by its last index and its entries.
+    fn log(disk: &Arc<dyn Disk>, segments: &[(u64, &[(u64, Kind)])]) -> Log {
+        let (log_dir, mut first_index) = (Path::new("/data/log"), LogIndex(1));
+        disk.create_dir_all(log_dir).unwrap();
+        for (number, (last_index, entries)) in (1..).zip(segments) {
+            let judged_at = Lsn::new(LogIndex(*last_index), u16::MAX);
+            let (content, log_id, numbers) = (Content::Log, Uuid::nil(), number..=number);
+            let label = SegmentLabel { content, log_id, numbers, first_index, judged_at };
+            let path = log_dir.join(format!("{number:020}.seg"));
+            let mut writer = SegmentFileWriter::create(&**disk, &path, &label).unwrap();
+            for (index, kind) in *entries {
+                writer.push(LogIndex(*index), LogIndex::ZERO, 0, &[(0, &encoded(1, kind.clone())[..])]).unwrap();
+            }
+            writer.finish(LogIndex(*last_index)).unwrap();
+            first_index = LogIndex(last_index + 1);
+        }
+        disk.sync_dir(log_dir).unwrap();
+        Log::open(Arc::clone(disk), log_dir, LogConfig::for_upkeep(256 << 10), Clock::manual(), Uuid::nil()).unwrap()
+    }
+
+    #[test]
+    fn facts_at_indexes_that_no_file_can_span_are_exported() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let (far, farther) = (4_000_000_000, 8_000_000_000);
+        let created = ClusterCreated { cluster_id: Uuid::nil().to_string(), generation: 1 };
+        let first =
+            [(1, Kind::ClusterCreated(created)), (7, committed(1)), (9, committed(2)), (12, savepoint("a", 2, 9))];
+        let second =
+            [(far + 5, committed(3)), (farther - 3, committed(4)), (farther - 2, savepoint("b", 4, farther - 3))];
+        let log = log(&disk, &[(far, &first), (farther, &second)]);
+        let file = Path::new("/export");
+        let mut pace = |_| ControlFlow::Continue(());
+        let contents = export(&disk, Path::new("/data"), &log, PIPELINE, file, &mut pace).unwrap();
+        let expected = Contents { pipeline: PIPELINE.to_owned(), branches: 1, checkpoints: 4, savepoints: 2 };
+        assert_eq!(contents, expected);
+
+        let export = Export::open(&*disk, file).unwrap();
+        assert_eq!(export.contents, contents);
+        assert_eq!(Lsn::from_u64(export.started.source_lsn), Lsn::new(LogIndex(farther), u16::MAX));
+        let place = |index| Lsn::new(LogIndex(index), 0).as_u64();
+        let named = [(place(3), ("main".to_owned(), 2)), (place(6), ("main".to_owned(), 4))];
+        assert_eq!(export.named, BTreeMap::from(named));
+        let indexes: Vec<u64> = export.facts().map(|fact| fact.unwrap().0.index().0).collect();
+        assert_eq!(indexes, [1, 2, 3, 4, 5, 6, 7, 8], "without gaps");
+    }
 }

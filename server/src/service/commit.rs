@@ -24,7 +24,7 @@ use super::{Backend, facts, history, shape};
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission, View};
-use crate::state::{Resolution, WINDOW_COMMITS, check_name, check_pipeline};
+use crate::state::{Resolution, WINDOW_COMMITS, check_id, check_name, check_pipeline};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -73,7 +73,7 @@ impl CommitService for Service {
         let sequencer = &self.0.sequencer;
         let request = request.into_inner();
         check_pipeline("pipeline", &request.pipeline).map_err(status)?;
-        shape::check_id("commit_id", &request.commit_id).map_err(status)?;
+        check_id("commit_id", &request.commit_id).map_err(status)?;
         if !request.branch.is_empty() {
             check_name("branch", &request.branch).map_err(status)?;
         }

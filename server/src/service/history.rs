@@ -107,6 +107,7 @@ pub(super) async fn audit(
 fn refusal(error: IndexError) -> Refusal {
     let refusal = Refusal::new(Reason::IndexRebuilding, error.to_string()).with("retry_after_ms", RETRY_AFTER_MS);
     match error {
+        IndexError::Unread { .. } => Refusal::new(Reason::Corrupt, error.to_string()),
         IndexError::Rebuilding { applied } => refusal.with("index_lsn", applied.as_u64()),
         IndexError::Failed { .. } | IndexError::Inconsistent { .. } => refusal,
     }

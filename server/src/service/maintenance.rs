@@ -19,17 +19,20 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::status;
-use super::{Backend, facts, history, shape};
-use crate::clock::random_id;
+use super::{Backend, facts, history};
 use crate::error::Refusal;
+use crate::ops::open::transfer_file;
 use crate::ops::transfer::{self, Export};
 use crate::ops::{BadSnapshot, snapshot};
 use crate::sequencer::Decision;
-use crate::state::{ImportVerdict, check_pipeline};
+use crate::state::{ImportVerdict, check_asked_by, check_pipeline};
 use crate::upkeep::Progress;
 
 /// Size of a piece of an export.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// What a fact may have beyond the request that it was once: digest, numbers, times.
+const FACT_EXTRA_BYTES: usize = 64 << 10;
 
 /// Pieces of an export that wait for a caller who reads slowly.
 const PIECES_AHEAD: usize = 4;
@@ -128,7 +131,7 @@ impl MaintenanceService for Service {
         let missing = || status(Refusal::field(Reason::InvalidField, "data", "", "the pieces of an export file"));
         let first = pieces.message().await?.ok_or_else(missing)?;
         let header = self.header(first.cluster.clone()).await?;
-        shape::asked_by(&first.actor, &first.reason).map_err(status)?;
+        check_asked_by(&first.actor, &first.reason).map_err(status)?;
         if !first.pipeline.is_empty() {
             check_pipeline("pipeline", &first.pipeline).map_err(status)?;
         }
@@ -138,6 +141,12 @@ impl MaintenanceService for Service {
         let export =
             facts::blocking(move || Export::open(&*opened.backend.disk, &opened.path).map_err(|it| refusal(&it)));
         let export = export.await?;
+        let fact_bytes_max = self.0.config.request_bytes_max + FACT_EXTRA_BYTES;
+        if export.fact_bytes > fact_bytes_max {
+            let expected = format!("at most {fact_bytes_max} bytes in a fact: raise request_bytes_max of this server");
+            let found = format!("a fact of {} bytes", export.fact_bytes);
+            return Err(status(Refusal::field(Reason::TooLarge, "data", found, &expected)));
+        }
         let name = if first.pipeline.is_empty() { export.contents.pipeline.clone() } else { first.pipeline };
         check_pipeline("pipeline", &name).map_err(status)?;
         let started = ImportStarted {
@@ -342,8 +351,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(backend: &Backend) -> Scratch {
-        let path = backend.config.data_dir.join(format!("{}.transfer", random_id()));
-        Scratch { backend: backend.clone(), path }
+        Scratch { backend: backend.clone(), path: transfer_file(&backend.config.data_dir) }
     }
 
     fn write(&self, piece: &[u8], at: u64) -> Result<(), Refusal> {
@@ -373,6 +381,9 @@ fn refusal(error: &BadSnapshot) -> Refusal {
         }
     };
     let refusal = Refusal::new(reason, error.to_string());
+    if let BadSnapshot::Newer { supported, .. } = error {
+        return refusal.with("field", "data").with("expected", format!("a file of a format up to {supported}"));
+    }
     match reason {
         Reason::NoSpace | Reason::ShuttingDown => refusal.with("retry_after_ms", 1_000),
         Reason::InvalidField => refusal.with("field", "directory").with("expected", "a place that can be used"),

@@ -17,7 +17,9 @@ use super::{Backend, audit, facts, history, shape};
 use crate::error::Refusal;
 use crate::log::Log;
 use crate::sequencer::Decision;
-use crate::state::{self, Place, SavepointVerdict, State, check_name, check_pipeline, with_defaults};
+use crate::state::{
+    self, Place, SavepointVerdict, State, check_asked_by, check_name, check_pipeline, check_policy, with_defaults,
+};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -43,8 +45,10 @@ impl PipelineService for Service {
         let sequencer = &self.0.sequencer;
         let request = request.into_inner();
         check_pipeline("pipeline", &request.pipeline).map_err(status)?;
-        let policy = shape::policy(request.policy).map_err(status)?;
-        shape::asked_by(&request.actor, &request.reason).map_err(status)?;
+        let missing = || Refusal::field(Reason::InvalidField, "policy", "", "a policy");
+        let policy = request.policy.ok_or_else(missing).map_err(status)?;
+        check_policy(&policy).map_err(status)?;
+        check_asked_by(&request.actor, &request.reason).map_err(status)?;
         let decided = sequencer
             .decide(request.encoded_len(), move |state, _| {
                 let set = state.evaluate_policy(&request)?;
@@ -64,7 +68,7 @@ impl PipelineService for Service {
         let request = request.into_inner();
         check_branch(&request.pipeline, &request.branch)?;
         check_name("name", &request.name).map_err(status)?;
-        shape::asked_by(&request.actor, &request.reason).map_err(status)?;
+        check_asked_by(&request.actor, &request.reason).map_err(status)?;
         let found = self.find(&request.pipeline, &request.branch, request.sequence).await?;
         let (pipeline, name) = (request.pipeline.clone(), request.name.clone());
         let decided = sequencer
@@ -133,7 +137,7 @@ impl PipelineService for Service {
         let request = request.into_inner();
         check_pipeline("pipeline", &request.pipeline).map_err(status)?;
         check_name("name", &request.name).map_err(status)?;
-        shape::asked_by(&request.actor, &request.reason).map_err(status)?;
+        check_asked_by(&request.actor, &request.reason).map_err(status)?;
         let decided = sequencer
             .decide(request.encoded_len(), move |state, _| {
                 let deleted = state.evaluate_savepoint_delete(&request)?;
@@ -148,7 +152,7 @@ impl PipelineService for Service {
         let sequencer = &self.0.sequencer;
         let request = request.into_inner();
         check_branch(&request.pipeline, &request.branch)?;
-        shape::asked_by(&request.actor, &request.reason).map_err(status)?;
+        check_asked_by(&request.actor, &request.reason).map_err(status)?;
         if request.reason.trim().is_empty() {
             let expected = "a few words, kept in the log: a rewind abandons checkpoints that were acknowledged";
             return Err(status(Refusal::field(Reason::InvalidField, "reason", "", expected)));
@@ -189,7 +193,7 @@ impl PipelineService for Service {
         check_pipeline("source_pipeline", &request.source_pipeline).map_err(status)?;
         check_name("source_branch", &request.source_branch).map_err(status)?;
         check_branch(&request.pipeline, &request.branch)?;
-        shape::asked_by(&request.actor, &request.reason).map_err(status)?;
+        check_asked_by(&request.actor, &request.reason).map_err(status)?;
         if let Some(fork_request::From::Savepoint(name)) = &request.from {
             check_name("savepoint", name).map_err(status)?;
         }

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fencepost::v1::{
-    BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, Policy, ResumeRequest, Takeover,
-};
-use fencepost::{NAME_BYTES_MAX, Reason};
+use fencepost::Reason;
+use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
 
 use crate::config::limits;
 use crate::error::Refusal;
-use crate::state::{Commit, Digest, Resume, check_name, check_pipeline};
+use crate::state::{
+    Commit, Digest, Resume, check_bytes, check_checkpoint, check_id, check_ms, check_name, check_pipeline,
+};
 
 /// Checks a request for a branch and fills in the server's default TTL.
 pub(super) fn resume(mut request: ResumeRequest, ttl_default_ms: u64) -> Result<(Resume, Duration), Refusal> {
@@ -84,7 +84,7 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         let checkpoint = branch.checkpoint.as_mut().ok_or_else(|| {
             Refusal::field(Reason::InvalidField, &format!("branches[{i}].checkpoint"), "", "a checkpoint")
         })?;
-        check_checkpoint(i, checkpoint)?;
+        check_checkpoint(&format!("branches[{i}].checkpoint"), checkpoint)?;
         let actual = checkpoint.computed_crc32();
         let declared = checkpoint.payload_crc32.replace(actual);
         if declared.is_some_and(|declared| declared != actual) {
@@ -95,29 +95,6 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     Ok(Commit { request, digest, payload_fault })
 }
 
-/// Checks a policy.
-pub(super) fn policy(policy: Option<Policy>) -> Result<Policy, Refusal> {
-    let policy = policy.ok_or_else(|| Refusal::field(Reason::InvalidField, "policy", "", "a policy"))?;
-    if policy.keep_last > limits::KEEP_LAST_MAX {
-        let expected = format!("0 to {}", limits::KEEP_LAST_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "policy.keep_last", policy.keep_last, &expected));
-    }
-    check_ms("policy.keep_for_ms", policy.keep_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)?;
-    check_ms("policy.audit_for_ms", policy.audit_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)?;
-    Ok(policy)
-}
-
-/// Checks who asks for a change of a pipeline's history, and why.
-pub(super) fn asked_by(actor: &str, reason: &str) -> Result<(), Refusal> {
-    let characters = actor.chars().count();
-    if characters > limits::ACTOR_CHARS_MAX || actor.chars().any(char::is_control) {
-        let shown: String = actor.chars().take(60).flat_map(char::escape_default).collect();
-        let expected = format!("at most {} printable characters", limits::ACTOR_CHARS_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "actor", shown, &expected));
-    }
-    check_bytes("reason", reason.len(), limits::REASON_BYTES_MAX)
-}
-
 /// Size of a page: what was asked for, or the default.
 pub(super) fn page_size(asked: u32) -> Result<usize, Refusal> {
     if asked > limits::PAGE_SIZE_MAX {
@@ -125,42 +102,6 @@ pub(super) fn page_size(asked: u32) -> Result<usize, Refusal> {
         return Err(Refusal::field(Reason::InvalidField, "page_size", asked, &expected));
     }
     Ok(if asked == 0 { limits::PAGE_SIZE_DEFAULT } else { asked } as usize)
-}
-
-/// Checks the caller's own name for a request or commit: any printable ASCII, so that it can be read in a log.
-pub(super) fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
-    let is_good = (1..=NAME_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    if is_good {
-        return Ok(());
-    }
-    let shown: String = id.chars().take(60).flat_map(char::escape_default).collect();
-    Err(Refusal::field(Reason::InvalidName, field, shown, "1 to 128 printable ASCII characters without spaces"))
-}
-
-fn check_checkpoint(i: usize, checkpoint: &Checkpoint) -> Result<(), Refusal> {
-    let field = |name: &str| format!("branches[{i}].checkpoint.{name}");
-    check_bytes(&field("position"), checkpoint.position.len(), limits::POSITION_BYTES_MAX)?;
-    check_bytes(&field("state"), checkpoint.state.len(), limits::STATE_BYTES_MAX)?;
-    if let Some(integrity) = &checkpoint.integrity {
-        let fingerprint = integrity.schema_fingerprint.len();
-        check_bytes(&field("integrity.schema_fingerprint"), fingerprint, limits::FINGERPRINT_BYTES_MAX)?;
-    }
-    Ok(())
-}
-
-fn check_bytes(field: &str, actual: usize, max: usize) -> Result<(), Refusal> {
-    if actual <= max {
-        return Ok(());
-    }
-    Err(Refusal::field(Reason::TooLarge, field, format!("{actual} bytes"), &format!("at most {max} bytes")))
-}
-
-fn check_ms(field: &str, actual_ms: u64, min: Duration, max: Duration) -> Result<(), Refusal> {
-    let (min_ms, max_ms) = (min.as_millis() as u64, max.as_millis() as u64);
-    if (min_ms..=max_ms).contains(&actual_ms) {
-        return Ok(());
-    }
-    Err(Refusal::field(Reason::InvalidField, field, actual_ms, &format!("{min_ms} to {max_ms} milliseconds")))
 }
 
 fn check_enum(field: &str, value: i32, is_known: bool, expected: &str) -> Result<(), Refusal> {

@@ -15,7 +15,7 @@ use fencepost::{Lsn, Token};
 use super::lease::Standing;
 use super::pipeline::Origin;
 use super::retention::Times;
-use super::{Branch, Digest, Grant, Head, Inconsistent, Pipeline, PolicyInForce, Savepoint, State, entry};
+use super::{Branch, COUNT_END, Digest, Grant, Head, Inconsistent, Pipeline, PolicyInForce, Savepoint, State, entry};
 
 /// What may be missing of the log before a fact.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,7 @@ impl State {
         if !self.cluster_id.is_empty() {
             return Err(format!("cluster {} is already there", self.cluster_id));
         }
+        check_generation(created.generation)?;
         self.cluster_id.clone_from(&created.cluster_id);
         self.generation = created.generation;
         Ok(())
@@ -124,6 +125,7 @@ impl State {
 
     fn apply_committed(&mut self, lsn: Lsn, at_ms: u64, committed: &Committed, before: Before) -> Result<(), String> {
         for moved in &committed.branches {
+            check_sequence(&moved.branch, moved.sequence)?;
             let (branch, shared) = made(&mut self.pipelines, &mut self.branches, &committed.pipeline, &moved.branch);
             if before == Before::Whole {
                 let token = Token::from_u64(moved.token);
@@ -165,14 +167,17 @@ impl State {
         before: Before,
     ) -> Result<(), String> {
         let SavepointCreated { name, branch, sequence, .. } = created;
+        check_sequence(branch, *sequence)?;
         let pipeline = entry(&mut self.pipelines, &created.pipeline);
         let checkpoint = Lsn::from_u64(created.checkpoint_lsn);
         if before == Before::Whole {
             if pipeline.savepoints.get(name).is_some() {
                 return Err(format!("savepoint '{name}' is already there"));
             }
-            let known = pipeline.branches.get(&**branch);
-            if !known.is_some_and(|known| pipeline.is_retained(branch, known, *sequence, checkpoint)) {
+            let is_kept = |known: &Branch| {
+                *sequence <= known.head.sequence && pipeline.is_retained(branch, known, *sequence, checkpoint)
+            };
+            if !pipeline.branches.get(&**branch).is_some_and(is_kept) {
                 return Err(format!("it names checkpoint {sequence} of branch '{branch}', which is not kept"));
             }
         }
@@ -203,6 +208,9 @@ impl State {
     fn apply_rewound(&mut self, lsn: Lsn, at_ms: u64, rewound: &Rewound, before: Before) -> Result<(), String> {
         let token = self.mint(rewound.token)?;
         let Rewound { to_sequence, from_sequence, to_committed_at_ms, retained_from, .. } = *rewound;
+        if to_sequence > 0 {
+            check_sequence(&rewound.branch, to_sequence)?;
+        }
         let (branch, shared) = made(&mut self.pipelines, &mut self.branches, &rewound.pipeline, &rewound.branch);
         if before == Before::Whole && (branch.head.sequence != from_sequence || to_sequence > from_sequence) {
             let actual = branch.head.sequence;
@@ -240,6 +248,7 @@ impl State {
         if started.generation <= self.generation {
             return Err(format!("it starts generation {} after {}", started.generation, self.generation));
         }
+        check_generation(started.generation)?;
         self.generation = started.generation;
         self.generations.push(lsn);
         self.leases = 0;
@@ -266,6 +275,11 @@ impl State {
         let importing = self.pipelines.get(&*commit.pipeline).is_some_and(|pipeline| pipeline.origin != Origin::Here);
         if !importing {
             return Err(format!("pipeline '{}' is not being imported", commit.pipeline));
+        }
+        let head = |name: &str| self.branch(&commit.pipeline, name).map_or(0, |branch| branch.head.sequence);
+        if let Some(moved) = commit.branches.iter().find(|moved| moved.sequence <= head(&moved.branch)) {
+            let (name, sequence) = (&moved.branch, moved.sequence);
+            return Err(format!("it moves branch '{name}' from {} to {sequence}", head(name)));
         }
         // As in a compacted log: only what was retained came along, and its tokens were minted elsewhere.
         self.apply_committed(lsn, imported.committed_at_ms, commit, Before::Compacted)
@@ -298,11 +312,12 @@ impl Pipeline {
     /// Which commit of the pipeline this is. Facts of old logs do not say; they are counted, and never compacted away.
     fn number_of(&self, committed: &Committed, before: Before) -> Result<u64, String> {
         let newest = self.window.newest();
-        match committed.number {
-            0 => Ok(newest + 1),
-            number if number == newest + 1 || (before == Before::Compacted && number > newest) => Ok(number),
-            number => Err(format!("it is commit {number} of '{}' after commit {newest}", committed.pipeline)),
+        let number = if committed.number == 0 { newest + 1 } else { committed.number };
+        let follows = number == newest + 1 || (before == Before::Compacted && number > newest);
+        if follows && number < COUNT_END {
+            return Ok(number);
         }
+        Err(format!("it is commit {number} of '{}' after commit {newest}", committed.pipeline))
     }
 }
 
@@ -345,6 +360,22 @@ fn made<'a>(
     }
     let shared = Shared { policy: policy.as_deref(), leases, last_rewound };
     (entry(of_pipeline, branch), shared)
+}
+
+/// A checkpoint has a sequence that another one can follow.
+fn check_sequence(branch: &str, sequence: u64) -> Result<(), String> {
+    if (1..COUNT_END).contains(&sequence) {
+        return Ok(());
+    }
+    Err(format!("it gives a checkpoint of branch '{branch}' the sequence {sequence}, which none can have"))
+}
+
+/// Tokens have 16 bits for the generation.
+fn check_generation(generation: u64) -> Result<(), String> {
+    if Token::new(generation, 1).is_some() {
+        return Ok(());
+    }
+    Err(format!("it starts generation {generation}, which no token has room for"))
 }
 
 fn head(sequence: u64, lsn: Lsn, committed_at_ms: u64) -> Head {

@@ -5,7 +5,7 @@ use fencepost::v1::{ClusterRef, CommitRequest};
 use fencepost::{Lsn, Reason, Token};
 
 use super::rewind::Rewinds;
-use super::{Branch, Digest, Pipeline, State};
+use super::{Branch, COUNT_END, Digest, Pipeline, State};
 use crate::error::Refusal;
 
 /// A commit, its shape already checked.
@@ -71,11 +71,18 @@ impl State {
         if let Some(fault) = payload_fault {
             return Err(fault);
         }
+        let number = pipeline.map_or(0, |pipeline| pipeline.window.newest()) + 1;
+        if number >= COUNT_END {
+            return Err(Refusal::new(
+                Reason::Corrupt,
+                "this pipeline has made 2^48 commits: there is no further number",
+            ));
+        }
         Ok(CommitVerdict::Apply(Committed {
             pipeline: request.pipeline,
             commit_id: request.commit_id,
             digest: bytes::Bytes::copy_from_slice(&digest),
-            number: pipeline.map_or(0, |pipeline| pipeline.window.newest()) + 1,
+            number,
             branches: request
                 .branches
                 .into_iter()
@@ -154,6 +161,10 @@ impl Pipeline {
 fn check_sequence(pipeline: Option<&Pipeline>, name: &str, branch: &str, sequence: u64) -> Result<(), Refusal> {
     let head = pipeline.and_then(|pipeline| pipeline.branches.get(branch)).and_then(Branch::head);
     let actual = head.map_or(0, |head| head.sequence);
+    if sequence == actual + 1 && sequence >= COUNT_END {
+        let message = format!("branch '{branch}' of '{name}' has made 2^48 checkpoints: there is no further sequence");
+        return Err(Refusal::new(Reason::Corrupt, message).with("branch", branch));
+    }
     if sequence == actual + 1 {
         return Ok(());
     }

@@ -17,6 +17,7 @@
 
 mod apply;
 mod commit;
+mod fields;
 mod fork;
 mod import;
 mod keep;
@@ -38,6 +39,7 @@ use fencepost::v1::ClusterRef;
 use fencepost::{Lsn, Reason, Token};
 
 pub use commit::{Commit, CommitVerdict, Resolution};
+pub use fields::{check_asked_by, check_bytes, check_checkpoint, check_id, check_ms, check_policy};
 pub use import::ImportVerdict;
 pub use keep::Keep;
 pub use lease::{Grant, Resume, ResumeTiming, ResumeVerdict};
@@ -51,6 +53,11 @@ pub use savepoint::{Savepoint, SavepointVerdict};
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
 use crate::error::Refusal;
+
+/// No sequence of a branch, and no number of a commit of a pipeline, reaches this: as many as a log can have entries, because a
+/// position has 48 bits for the index of one. A branch that commits 100,000 times a second would get here in 90 years. So
+/// a fact that says otherwise was not written by us, and there is always a number after one that was taken in.
+pub const COUNT_END: u64 = 1 << 48;
 
 /// The whole hot state of a cluster.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -29,14 +29,23 @@ const CHUNK: usize = 1_000;
 /// Bytes of a remembered commit.
 const WINDOW_ENTRY_BYTES: usize = 48;
 
-/// A record that does not fit those before it.
+/// Why records do not give a state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record {number} of the hot state {what}: it is made again from the log")]
-pub struct BadRecord {
-    /// Which, counted from 0.
-    pub number: u64,
-    /// What is wrong.
-    pub what: String,
+pub enum BadRecord {
+    /// One does not fit those before it.
+    #[error("record {number} of the hot state {what}: it is made again from the log")]
+    Unfit {
+        /// Which, counted from 0.
+        number: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another version wrote them.
+    #[error("the hot state has format {found}, and this version reads format {FORMAT}")]
+    OtherFormat {
+        /// The format that they have.
+        found: u32,
+    },
 }
 
 impl State {
@@ -177,14 +186,19 @@ impl StateLoader {
     /// Takes the next record.
     pub fn push(&mut self, record: StateRecord) -> Result<(), BadRecord> {
         let number = self.records;
-        self.take(record.record).map_err(|what| BadRecord { number, what })?;
+        if let (Some(Record::Header(header)), None) = (&record.record, &self.header)
+            && header.format != FORMAT
+        {
+            return Err(BadRecord::OtherFormat { found: header.format });
+        }
+        self.take(record.record).map_err(|what| BadRecord::Unfit { number, what })?;
         self.records += 1;
         Ok(())
     }
 
     /// The state, if its records were all there.
     pub fn finish(mut self) -> Result<State, BadRecord> {
-        let bad = |what: &str| BadRecord { number: self.records, what: what.to_owned() };
+        let bad = |what: &str| BadRecord::Unfit { number: self.records, what: what.to_owned() };
         let (Some(header), Some(_)) = (self.header.take(), &self.end) else { return Err(bad("is missing")) };
         Ok(State {
             cluster_id: header.cluster_id,
@@ -203,8 +217,7 @@ impl StateLoader {
             return Err("comes after the end".to_owned());
         }
         match (record, &self.header) {
-            (Some(Record::Header(header)), None) if header.format == FORMAT => self.header = Some(header),
-            (Some(Record::Header(header)), None) => return Err(format!("says format {}", header.format)),
+            (Some(Record::Header(header)), None) => self.header = Some(header),
             (_, None) => return Err("comes before the header".to_owned()),
             (Some(Record::Pipeline(pipeline)), _) => self.pipeline(pipeline)?,
             (Some(Record::Window(window)), _) => self.window(window.commits)?,

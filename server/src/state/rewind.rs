@@ -150,7 +150,7 @@ fn of_savepoint(
         );
         return Err(Refusal::new(Reason::InvalidField, message).with("field", "savepoint").with("value", wanted));
     }
-    if branch.is_abandoned(sequence, lsn) {
+    if sequence > branch.head.sequence || branch.is_abandoned(sequence, lsn) {
         let message = format!(
             "savepoint '{wanted}' of '{of}' names checkpoint {sequence} of branch '{name}' from before the branch was \
              rewound, so it is not of this branch's past any more: fork the savepoint to a new branch instead"

@@ -1,6 +1,7 @@
 //! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
 
 mod history;
+mod import;
 mod model;
 
 use std::time::Duration;
@@ -13,7 +14,8 @@ use fencepost::v1::{
 use fencepost::{LogIndex, Lsn, Reason, Token};
 
 use super::{
-    Branch, Commit, CommitVerdict, Digest, Resolution, Resume, ResumeTiming, ResumeVerdict, State, WINDOW_COMMITS,
+    Branch, COUNT_END, Commit, CommitVerdict, Digest, Resolution, Resume, ResumeTiming, ResumeVerdict, State,
+    WINDOW_COMMITS,
 };
 use crate::error::Refusal;
 
@@ -420,24 +422,4 @@ fn a_lease_of_any_length_can_be_told_about() {
     assert!(refusal.to_string().contains(&(1_u64 << 32).to_string()), "{refusal}");
     let refusal = store.state.lease_held(&Resume { request: resume("jfk", "b") }, Duration::MAX);
     assert!(refusal.to_string().contains(&u64::MAX.to_string()), "{refusal}");
-}
-
-#[test]
-fn a_policy_is_not_set_while_the_pipeline_is_imported() {
-    use fencepost::log::v1::{ImportFinished, ImportStarted};
-    use fencepost::v1::{Policy, SetPolicyRequest};
-
-    let mut store = Store::new();
-    let digest = bytes::Bytes::from_static(b"file");
-    let pipeline = PIPELINE.to_owned();
-    let request = SetPolicyRequest {
-        pipeline: pipeline.clone(),
-        policy: Some(Policy { keep_last: 3, ..Policy::default() }),
-        ..SetPolicyRequest::default()
-    };
-    let started = ImportStarted { pipeline: pipeline.clone(), digest: digest.clone(), ..ImportStarted::default() };
-    store.record(Kind::ImportStarted(started));
-    assert_refused(store.state.evaluate_policy(&request), Reason::Importing);
-    store.record(Kind::ImportFinished(ImportFinished { pipeline, digest }));
-    assert!(store.state.evaluate_policy(&request).unwrap().is_some());
 }

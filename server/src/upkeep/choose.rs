@@ -8,6 +8,11 @@
 
 use std::ops::RangeInclusive;
 
+use fencepost::LogIndex;
+
+/// A segment has room for entries of so many indexes.
+const SPAN_MAX: u64 = u32::MAX as u64;
+
 /// So many small neighbours are merged although none is wasteful.
 const SMALL_TOGETHER: usize = 4;
 
@@ -15,6 +20,7 @@ const SMALL_TOGETHER: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) numbers: RangeInclusive<u64>,
+    pub(super) indexes: RangeInclusive<LogIndex>,
     pub(super) file_bytes: u64,
     pub(super) live_bytes: u64,
 }
@@ -39,6 +45,8 @@ pub(super) fn choose(candidates: &[Candidate], segment_bytes: u64, live_permille
     for candidate in candidates {
         let is_small = candidate.file_bytes < segment_bytes / 2;
         let fits = run.iter().map(|it| it.live_bytes).sum::<u64>() + candidate.live_bytes <= segment_bytes;
+        let begins = run.first().unwrap_or(&candidate).indexes.start().0;
+        let fits = fits && candidate.indexes.end().0 - begins <= SPAN_MAX;
         let is_next = run.last().is_none_or(|last| last.numbers.end() + 1 == *candidate.numbers.start());
         let is_wanted = is_small || candidate.is_wasteful(live_permille);
         if !(fits && is_next && is_wanted) {
@@ -68,7 +76,8 @@ mod tests {
     }
 
     fn segment(number: u64, file_bytes: u64, live_bytes: u64) -> Candidate {
-        Candidate { numbers: number..=number, file_bytes, live_bytes }
+        let indexes = LogIndex(number * 10)..=LogIndex(number * 10 + 9);
+        Candidate { numbers: number..=number, indexes, file_bytes, live_bytes }
     }
 
     #[test]
@@ -97,5 +106,13 @@ mod tests {
         let live = [segment(1, 100, 5), segment(2, 100, 95), segment(3, 100, 5)];
         assert_eq!(choose(&live, 100), [1..=1, 3..=3]);
         assert_eq!(choose(&[segment(1, 100, 5), segment(3, 100, 5)], 100), [1..=1, 3..=3]);
+    }
+
+    #[test]
+    fn a_run_ends_before_its_indexes_are_more_than_a_segment_can_tell_apart() {
+        let far = Candidate { indexes: LogIndex(20)..=LogIndex(10 + SPAN_MAX), ..segment(2, 100, 5) };
+        assert_eq!(choose(&[segment(1, 100, 5), far.clone()], 100), [1..=2]);
+        let farther = Candidate { indexes: LogIndex(20)..=LogIndex(11 + SPAN_MAX), ..far };
+        assert_eq!(choose(&[segment(1, 100, 5), farther], 100), [1..=1, 2..=2]);
     }
 }

@@ -19,14 +19,21 @@ use crate::disk::Disk;
 use crate::log::{
     self, Content, Damage, Log, ReadEntry, SegmentFileError, SegmentFileReader, SegmentFileWriter, SegmentLabel,
 };
-use crate::state::{State, StateLoader};
+use crate::state::{BadRecord, State, StateLoader};
 
-/// Records in one entry of the file.
+/// An entry of the file has so many records, or fewer as soon as they have so many bytes. Whoever reads it has whole entries in
+/// memory.
 const RECORDS_TOGETHER: usize = 1_000;
+const BYTES_TOGETHER: usize = 1 << 20;
 
 /// Where the file is in a data directory.
 pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("state.seg")
+}
+
+/// Where the file is while it is written.
+pub fn temporary(data_dir: &Path) -> PathBuf {
+    data_dir.join("state.tmp")
 }
 
 /// Why there is no state to be had from a file. Unless the end of the log is missing, the log is there to start from.
@@ -94,11 +101,18 @@ pub fn read(disk: &dyn Disk, data_dir: &Path) -> Result<Saved, Unusable> {
     };
     let reader = SegmentFileReader::open(disk, &path, Content::HotState, None)?;
     let label = reader.label();
-    let state = ahead(reader.map(|entry| entry.map(decode)), |decoded| {
+    let decoded = reader.map(|entry| match entry {
+        Ok(entry) => (bytes_of(&entry), Ok(decode(entry))),
+        Err(error) => (0, Err(error)),
+    });
+    let state = ahead(decoded, |decoded| {
         let mut loader = StateLoader::default();
         for records in decoded {
             for record in records?.map_err(|error| damaged(&error))? {
-                loader.push(record).map_err(|error| damaged(&error))?;
+                loader.push(record).map_err(|error| match error {
+                    BadRecord::OtherFormat { .. } => Unusable::Unfit(format!("{}: {error}", path.display())),
+                    error @ BadRecord::Unfit { .. } => damaged(&error),
+                })?;
             }
         }
         loader.finish().map_err(|error| damaged(&error))
@@ -146,6 +160,10 @@ pub fn load(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log) -> Result<State, U
     read(&**disk, data_dir)?.fitting(data_dir, end)
 }
 
+fn bytes_of(entry: &ReadEntry) -> usize {
+    entry.facts.iter().map(|(_, payload)| payload.len()).sum()
+}
+
 /// The records of an entry of the file.
 fn decode(entry: ReadEntry) -> Result<Vec<StateRecord>, DecodeError> {
     entry.facts.into_iter().map(|(_, payload)| StateRecord::decode(payload)).collect()
@@ -153,7 +171,7 @@ fn decode(entry: ReadEntry) -> Result<Vec<StateRecord>, DecodeError> {
 
 /// Puts the state in the place of what the file has, durably. Returns the file's length.
 pub fn save(disk: &Arc<dyn Disk>, data_dir: &Path, log: &Log, state: &State) -> Result<u64, SegmentFileError> {
-    let (path, temporary) = (path(data_dir), data_dir.join("state.tmp"));
+    let (path, temporary) = (path(data_dir), temporary(data_dir));
     let written = write(disk, &temporary, log, state);
     if written.is_err() {
         // What is left of it takes room that is wanted elsewhere.
@@ -181,7 +199,15 @@ fn write(disk: &Arc<dyn Disk>, path: &Path, log: &Log, state: &State) -> Result<
     let (mut records, mut index) = (state.records().peekable(), LogIndex::ZERO);
     while records.peek().is_some() {
         index = index.next();
-        let payloads: Vec<Vec<u8>> = records.by_ref().take(RECORDS_TOGETHER).map(|it| it.encode_to_vec()).collect();
+        let (mut payloads, mut bytes): (Vec<Vec<u8>>, _) = (Vec::new(), 0);
+        while payloads.len() < RECORDS_TOGETHER
+            && bytes < BYTES_TOGETHER
+            && let Some(record) = records.next()
+        {
+            let payload = record.encode_to_vec();
+            bytes += payload.len();
+            payloads.push(payload);
+        }
         let facts: Vec<(u16, &[u8])> = (0..).zip(payloads.iter().map(|payload| &payload[..])).collect();
         writer.push(index, LogIndex(index.0 - 1), 0, &facts)?;
     }
@@ -191,4 +217,52 @@ fn write(disk: &Arc<dyn Disk>, path: &Path, log: &Log, state: &State) -> Result<
 /// The number of the segment that is written to.
 fn newest_segment(log: &Log) -> u64 {
     log.sealed().last().map_or(1, |newest| newest.numbers.end() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use fencepost::log::v1::state_record::Record;
+    use fencepost::log::v1::{BranchState, PipelineState, StateEnd, StateHeader};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::disk::sim::SimDisk;
+    use crate::log::LogConfig;
+
+    /// A state of which a thousand records would be hundreds of megabytes: branches with long pasts.
+    fn long_records(branches: u64) -> State {
+        let mut records = vec![
+            Record::Header(StateHeader { format: 1, applied_lsn: 1, ..StateHeader::default() }),
+            Record::Pipeline(PipelineState { name: "prod/orders".into(), ..PipelineState::default() }),
+        ];
+        for branch in 0..branches {
+            let rewinds = (1..=20_000).flat_map(|at| [1 << 50 | at, 1 << 40 | at]).collect();
+            records.push(Record::Branch(BranchState {
+                name: format!("{branch:04}"),
+                rewinds,
+                ..BranchState::default()
+            }));
+        }
+        let counted = StateEnd { records: branches + 2, pipelines: 1, branches, applied_lsn: 1 };
+        records.push(Record::End(counted));
+        let mut loader = StateLoader::default();
+        for record in records {
+            loader.push(StateRecord { record: Some(record) }).unwrap();
+        }
+        loader.finish().unwrap()
+    }
+
+    #[test]
+    fn an_entry_of_the_file_is_bounded_by_its_bytes() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let data_dir = Path::new("/data");
+        let config = LogConfig::for_upkeep(256 << 10);
+        let log = Log::open(Arc::clone(&disk), &data_dir.join("log"), config, Clock::manual(), Uuid::nil()).unwrap();
+        let state = long_records(20);
+        save(&disk, data_dir, &log, &state).unwrap();
+        let reader = SegmentFileReader::open(&*disk, &path(data_dir), Content::HotState, None).unwrap();
+        let lengths: Vec<usize> = reader.map(|entry| bytes_of(&entry.unwrap())).collect();
+        assert!(lengths.len() > 1 && lengths.iter().all(|bytes| *bytes < 2 * BYTES_TOGETHER), "{lengths:?}");
+        assert!(load(&disk, data_dir, &log).unwrap() == state);
+    }
 }

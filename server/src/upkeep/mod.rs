@@ -13,6 +13,7 @@
 mod ballast;
 mod board;
 mod choose;
+mod compaction;
 mod damage;
 mod feed;
 pub mod hot_state;
@@ -177,7 +178,7 @@ pub fn compact_now(
     progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<CompactionDone, Trouble> {
     let mut progress: Box<dyn FnMut(Progress) + Send> = Box::new(progress);
-    alone(store, settings).whole(Some(&mut progress))
+    Ok(alone(store, settings).whole(Some(&mut progress))?.unwrap_or_default())
 }
 
 fn alone(store: Store, settings: Settings) -> Pass {

@@ -1,30 +1,28 @@
 //! One pass over what was sealed.
 
 use std::io;
-use std::ops::{ControlFlow, RangeInclusive};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 
-use bytes::Bytes;
-use fencepost::log::v1::Fact;
 use fencepost::{LogIndex, Lsn};
-use prost::Message as _;
 
 use super::board::Board;
-use super::choose::{Candidate, ORDINARY, THOROUGH, choose};
+use super::compaction::Gains;
 use super::damage::Damages;
-use super::feed::{Gathered, kept_bytes};
+use super::feed::{Gathered, Partial};
 use super::hot_state::{self, Unusable};
-use super::pace::{Pace, Stop};
+use super::pace::Stop;
 use super::replay::{self, ReplayError, replay};
 use super::{Fed, Settings, Store, ballast};
 use crate::index::{Change, FeedError, IndexError, Status};
-use crate::log::{CompactError, Fate, ReadError, SegmentFileError, SegmentInfo};
-use crate::state::{Keep, State};
+use crate::log::{CompactError, Damage, ReadError, SegmentFileError, SegmentInfo};
+use crate::state::State;
 
 /// Changes that the index is fed at once.
 const CHANGES_TOGETHER: usize = 50_000;
 
-/// With so many segments to compact, compaction has fallen behind and is not slowed down.
-const BEHIND_SEGMENTS: u64 = 4;
+/// So many places in the log are passed over one by one; where there are more, a segment has to go as a whole.
+const SKIPPED_SINGLY: usize = 16;
 
 /// How far an ordered compaction is.
 #[derive(Clone, Debug)]
@@ -75,32 +73,40 @@ pub enum Trouble {
 }
 
 pub(super) struct Pass {
-    store: Store,
-    settings: Settings,
-    stop: Stop,
-    board: Board,
-    damages: Damages,
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    pub(super) stop: Stop,
+    pub(super) board: Board,
+    pub(super) damages: Damages,
     fed: Fed,
     /// Length of the hot-state file; `None` if there is none that is known to be good.
     state_bytes: Option<u64>,
     state_lsn: Lsn,
-    /// Segments that cannot be compacted because they are damaged, by their first numbers.
-    damaged: Vec<u64>,
+    /// What was left undone is due again.
+    is_unfinished: bool,
+    /// What is known of what compaction can win.
+    pub(super) gains: Gains,
 }
 
 impl Pass {
     pub(super) fn new(store: Store, settings: Settings, stop: Stop, board: Board, damages: Damages, fed: Fed) -> Pass {
         let (state_bytes, state_lsn) = (None, Lsn::ZERO);
-        Pass { store, settings, stop, board, damages, fed, state_bytes, state_lsn, damaged: Vec::new() }
+        let (is_unfinished, gains) = (false, Gains::default());
+        Pass { store, settings, stop, board, damages, fed, state_bytes, state_lsn, is_unfinished, gains }
     }
 
     /// Does what is due, or, if it was ordered, all that there is.
     pub(super) fn run(&mut self, mut ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>) {
         let outcome = self.whole(ordered.as_deref_mut());
         let done = outcome.as_ref().map(|_| ()).map_err(ToString::to_string);
+        // An index that failed is tried again by itself.
+        self.is_unfinished = outcome.as_ref().is_err_and(|trouble| !matches!(trouble, Trouble::Index(_)));
         match (&outcome, ordered) {
-            (Err(Trouble::Stopped), _) => return,
-            (_, Some(progress)) => progress(Progress::Done(outcome.map_err(|trouble| trouble.to_string()))),
+            (Err(Trouble::Stopped) | Ok(None), None) | (Err(Trouble::Stopped), Some(_)) => return,
+            (_, Some(progress)) => {
+                let done = outcome.map(Option::unwrap_or_default).map_err(|trouble| trouble.to_string());
+                progress(Progress::Done(done));
+            }
             (Err(trouble), None) => {
                 // Said once, not every ten seconds.
                 let text = trouble.to_string();
@@ -113,16 +119,21 @@ impl Pass {
         self.board.change(|status| status.trouble = done.err().unwrap_or_default());
     }
 
+    /// Answers nothing if nothing was due.
     pub(super) fn whole(
         &mut self,
         ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>,
-    ) -> Result<CompactionDone, Trouble> {
+    ) -> Result<Option<CompactionDone>, Trouble> {
         self.revive_index();
         let (through, is_ordered) = (self.store.log.sealed_through(), ordered.is_some());
-        let index = self.store.cold.opened();
-        let is_index_behind = !matches!(index, Status::Ready { applied } if applied >= self.state_lsn);
-        if !is_ordered && !is_index_behind && !self.is_due(through) {
-            return Ok(CompactionDone::default());
+        let is_index_due = match self.store.cold.opened() {
+            Status::Ready { applied } => applied < self.state_lsn,
+            Status::Opening | Status::Rebuilding { .. } => true,
+            Status::Failed { .. } => false,
+        };
+        let is_cramped = self.store.log.no_space().is_some();
+        if !(is_ordered || is_index_due || is_cramped || self.is_unfinished || self.is_due(through)) {
+            return Ok(None);
         }
         let state = self.state(through, &mut |_| ())?;
         // What the state or the index finds no room for, compaction may make. Without the one a start takes longer, without
@@ -132,17 +143,17 @@ impl Pass {
             saved => saved.map(|()| true)?,
         };
         let fed = match self.feed(&state, through, &mut |_| ()) {
-            Err(Trouble::Index(failed @ IndexError::Failed { .. })) => Err(failed),
+            Err(Trouble::Index(failed)) => Err(failed),
             fed => fed.map(Ok)?,
         };
         let done = self.compact(&state, ordered)?;
         if !is_saved {
             self.save(&state)?;
         }
-        if through > LogIndex::ZERO {
+        if through > LogIndex::ZERO && self.store.log.no_space().is_none() {
             ballast::keep(&*self.store.disk, &self.store.data_dir, self.settings.segment_bytes / 2);
         }
-        if is_ordered { Ok(done) } else { fed.map(|()| done).map_err(Trouble::Index) }
+        if is_ordered { Ok(Some(done)) } else { fed.map(|()| Some(done)).map_err(Trouble::Index) }
     }
 
     /// Tries an index again that could not be made; on a full disk with the room that is kept back.
@@ -228,16 +239,22 @@ impl Pass {
             Status::Opening => Ok(Lsn::ZERO),
             Status::Failed { why } => Err(IndexError::Failed { why }),
         };
-        let mut after = applied(cold.opened())?;
+        let (mut after, mut unfinished, mut is_remade) = (applied(cold.opened())?, None, false);
         while after < state.applied() {
             self.go_on_or_stop()?;
-            let (changes, last) = self.gather(state, after, through, at)?;
+            let (changes, last, segment) = self.gather(state, after, through, unfinished.take(), at)?;
             after = match cold.feed(after, changes, last) {
-                Ok(()) => last,
+                Ok(()) => {
+                    unfinished = segment;
+                    last
+                }
                 Err(FeedError::OutOfStep { applied }) => applied,
-                Err(FeedError::Index(IndexError::Failed { why })) => return Err(IndexError::Failed { why }.into()),
                 // It was damaged and is empty now.
-                Err(FeedError::Index(_)) => applied(cold.opened())?,
+                Err(FeedError::Index(IndexError::Inconsistent { .. })) if !is_remade => {
+                    is_remade = true;
+                    applied(cold.opened())?
+                }
+                Err(FeedError::Index(error)) => return Err(error.into()),
             };
         }
         cold.ready()?;
@@ -245,25 +262,37 @@ impl Pass {
         Ok(())
     }
 
-    /// What the index is to know of the facts from `after` on, and up to which fact that is all.
+    /// What the index is to know of the facts from `after` on, up to which fact that is all, and what was counted of the
+    /// segment that this is in. What cannot be read is left out, and the index told so.
     fn gather(
         &self,
         state: &State,
         after: Lsn,
         through: LogIndex,
+        unfinished: Partial,
         at: &mut dyn FnMut(LogIndex),
-    ) -> Result<(Vec<Change>, Lsn), Trouble> {
+    ) -> Result<(Vec<Change>, Lsn, Partial), Trouble> {
         let log = &self.store.log;
-        let now_ms = self.store.clock.wall_ms();
         let mut segments = log.sealed().into_iter().map(|segment| segment.first_index).peekable();
-        let mut gathered = Gathered::new();
+        let mut gathered = Gathered::new(state, self.store.clock.wall_ms(), unfinished);
         let mut last = state.applied();
         // It was fed whole entries.
-        for entry in log.entries(after.index().next()) {
-            let entry = entry.map_err(ReplayError::Read)?;
-            if entry.index > through {
-                break;
-            }
+        let mut next = after.index().next();
+        let (mut entries, mut skipped) = (log.entries(next), 0);
+        while let Some(entry) = entries.next().filter(|_| next <= through) {
+            let entry = match entry {
+                Ok(entry) if entry.index > through => break,
+                Ok(entry) => entry,
+                Err(error) => {
+                    skipped += 1;
+                    let unread = next..=self.skip(error, next, skipped <= SKIPPED_SINGLY)?;
+                    next = unread.end().next();
+                    entries = log.entries(next);
+                    gathered.unread(unread);
+                    continue;
+                }
+            };
+            next = entry.index.next();
             at(entry.index);
             while let Some(first_index) = segments.next_if(|first_index| *first_index <= entry.index) {
                 let is_last = segments.peek().is_none_or(|next| *next > entry.index);
@@ -278,145 +307,43 @@ impl Pass {
                 newest = lsn;
                 let payload_bytes = payload.len() as u64;
                 let fact = replay::decode(lsn, payload)?;
-                gathered.add(state, now_ms, lsn, &fact, payload_bytes, together);
+                gathered.add(lsn, &fact, payload_bytes, together);
             }
             if gathered.len() >= CHANGES_TOGETHER && newest < state.applied() {
                 last = newest;
                 break;
             }
         }
-        Ok((gathered.finish(state, now_ms), last))
+        let (changes, segment) = gathered.finish();
+        Ok((changes, last, segment))
     }
 
-    /// Rewrites what is worth it.
-    fn compact(
-        &mut self,
-        state: &State,
-        mut ordered: Option<&mut Box<dyn FnMut(Progress) + Send>>,
-    ) -> Result<CompactionDone, Trouble> {
-        let mut done = CompactionDone { bytes_before: self.store.log.status().bytes, ..CompactionDone::default() };
-        let candidates = self.candidates(state);
-        let live_permille = if ordered.is_some() { THOROUGH } else { ORDINARY };
-        let runs = choose(&candidates, self.settings.segment_bytes, live_permille);
-        let bytes_of = |run: &RangeInclusive<u64>| -> u64 {
-            let inside = candidates.iter().filter(|it| run.contains(it.numbers.start()));
-            inside.map(|it| it.file_bytes).sum()
+    /// Tells of entries from `from` on that cannot be read. Answers the last of them, as far as that can be told.
+    fn skip(&self, error: ReadError, from: LogIndex, is_single: bool) -> Result<LogIndex, Trouble> {
+        let damage = match error {
+            ReadError::Corrupt(damage) => damage,
+            ReadError::Io { file, source, .. } => unreadable(file, &source),
+            error @ ReadError::NotFound(_) => return Err(Trouble::Replay(error.into())),
         };
-        let bytes_total: u64 = runs.iter().map(bytes_of).sum();
-        let is_behind = bytes_total > BEHIND_SEGMENTS * self.settings.segment_bytes;
-        let rate = if is_behind || ordered.is_some() { 0 } else { self.settings.compaction_bytes_per_second };
-        let mut pace = Pace::new(self.stop.clone(), self.store.clock.clone(), rate);
-        let (mut bytes_done, mut no_space) = (0, None);
-        for run in runs {
-            let mut used = |bytes| {
-                bytes_done += bytes;
-                if let Some(progress) = ordered.as_deref_mut() {
-                    progress(Progress::Bytes { done: bytes_done.min(bytes_total), total: bytes_total });
-                }
-                pace.used(bytes)
-            };
-            match self.compact_run(state, &run, &mut used, &mut done) {
-                // Another run may need less, and make some.
-                Err(Trouble::Compact(error @ CompactError::NoSpace { .. })) => no_space = Some(error),
-                compacted => compacted?,
-            }
-        }
-        done.bytes_after = self.store.log.status().bytes;
-        let live_bytes = self.candidates(state).iter().map(|it| it.live_bytes.min(it.file_bytes)).sum();
-        self.board.change(|status| status.live_bytes = live_bytes);
-        no_space.map_or(Ok(done), |error| Err(Trouble::Compact(error)))
-    }
-
-    /// The segments that the state covers, with what is alive in them.
-    fn candidates(&self, state: &State) -> Vec<Candidate> {
-        let used = self.store.cold.segments();
-        let live_bytes = |segment: &SegmentInfo| match &used {
-            // It is not known what is alive: nothing but a look will tell.
-            Err(_) => 0,
-            Ok(used) => used.iter().find(|it| it.first_index == segment.first_index).map_or(0, |it| it.live_bytes),
-        };
-        let segments = self.store.log.sealed().into_iter();
-        segments
-            .filter(|it| it.last_index <= state.applied().index() && !self.damaged.contains(it.numbers.start()))
-            .map(|it| Candidate { live_bytes: live_bytes(&it), file_bytes: it.file_bytes, numbers: it.numbers })
-            .collect()
-    }
-
-    fn compact_run(
-        &mut self,
-        state: &State,
-        run: &RangeInclusive<u64>,
-        used: &mut dyn FnMut(u64) -> ControlFlow<()>,
-        done: &mut CompactionDone,
-    ) -> Result<(), Trouble> {
-        let Store { disk, data_dir, log, cold, clock } = &self.store;
-        let now_ms = clock.wall_ms();
-        let members: Vec<SegmentInfo> =
-            log.sealed().into_iter().filter(|it| run.contains(it.numbers.start())).collect();
-        if members.iter().all(|it| it.judged_at >= state.applied()) {
-            // This very state has said what can go.
-            return Ok(());
-        }
-        let is_gone = |created: Lsn| matches!(log.read(created), Err(ReadError::NotFound(_)));
-        let mut other_bytes = 0;
-        let mut judge = |lsn: Lsn, payload: &Bytes| {
-            let Ok(fact) = replay::decode(lsn, payload.clone()) else { return Fate::Keep };
-            // What is kept for its checkpoints is counted with them.
-            let is_counted = |fact: &Fact| fact.checkpoints().any(|(.., checkpoint)| checkpoint.is_some());
-            match state.keep(lsn, &fact, now_ms, &is_gone) {
-                Keep::Whole => {
-                    other_bytes += if is_counted(&fact) { 0 } else { kept_bytes(payload.len()) };
-                    Fate::Keep
-                }
-                Keep::Reduced(reduced) => {
-                    let payload = reduced.encode_to_vec();
-                    other_bytes += if is_counted(&reduced) { 0 } else { kept_bytes(payload.len()) };
-                    Fate::Replace(payload.into())
-                }
-                Keep::Nothing => Fate::Drop,
-            }
-        };
-        let mut compacted = log.compact(run.clone(), state.applied(), &mut judge, used);
-        if let Err(CompactError::NoSpace { .. }) = compacted
-            && ballast::give_up(&**disk, data_dir)
-        {
-            compacted = log.compact(run.clone(), state.applied(), &mut judge, used);
-        }
-        let compacted = match compacted {
-            Ok(compacted) => compacted,
-            Err(CompactError::Corrupt(damage)) => {
-                done.damaged.push(damage.to_string());
-                let number = damage.file.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
-                let is_in = |it: &&SegmentInfo| number.is_none_or(|number| it.numbers.contains(&number));
-                self.damaged.extend(members.iter().filter(is_in).map(|it| *it.numbers.start()));
-                self.damages.add(damage);
-                return Ok(());
-            }
-            Err(CompactError::Stopped) => return Err(Trouble::Stopped),
-            Err(error) => return Err(Trouble::Compact(error)),
-        };
-        self.board.change(|status| {
-            status.compactions += 1;
-            status.compacted_bytes += compacted.bytes_before.saturating_sub(compacted.bytes_after);
-        });
-        tracing::debug!(?run, ?compacted, "compacted");
-        let mut changes: Vec<Change> =
-            members.iter().skip(1).map(|it| Change::SegmentGone { first_index: it.first_index }).collect();
-        changes.push(Change::Segment { first_index: members[0].first_index, other_bytes });
-        if let Status::Ready { applied } = cold.status() {
-            // If it fails the index is made again, with the right numbers.
-            let _ = cold.feed(applied, changes, applied);
-        }
-        Ok(())
+        let segment = self.store.log.sealed().into_iter().find(|segment| segment.last_index >= from);
+        let last = segment.map_or(from, |segment| segment.last_index);
+        let told = damage.indexes.as_ref().map(|indexes| LogIndex(*indexes.end()));
+        self.damages.add(damage);
+        Ok(told.filter(|told| is_single && *told >= from).map_or(last, |told| told.min(last)))
     }
 
     fn go_on(&self) -> ControlFlow<()> {
         if self.stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn go_on_or_stop(&self) -> Result<(), Trouble> {
+    pub(super) fn go_on_or_stop(&self) -> Result<(), Trouble> {
         if self.stop.is_set() { Err(Trouble::Stopped) } else { Ok(()) }
     }
+}
+
+/// A file that the disk does not give back is damaged as far as anybody can tell.
+pub(super) fn unreadable(file: PathBuf, source: &io::Error) -> Damage {
+    Damage { file, offset: 0, what: format!("it cannot be read: {source}"), indexes: None }
 }
 
 fn is_full(error: &SegmentFileError) -> bool {

@@ -6,6 +6,7 @@
 //! | `i` pipeline 00 key of a commit id | LSN of the commit, how many `h` entries name it |
 //! | `a` pipeline 00 LSN | LSN of the audit record before it, time |
 //! | `p` pipeline 00 | LSN of the newest audit record ever, LSN of the oldest that is listed or 0 |
+//! | `x` first of some log entries | last of those entries, which could not be read |
 //! | `u` first log index of a segment | bytes of the `h` entries in it, other live bytes |
 //! | `m` | magic, format, log id, applied LSN, number of all other entries, sum of their hashes |
 //!
@@ -17,8 +18,12 @@ use uuid::Uuid;
 
 use crate::state::Digest;
 
-/// Of the meta record. Another format is another magic.
-const MAGIC: &[u8; 8] = b"FPINDEX1";
+/// The meta record begins with it and the format, one character. Both and the CRC keep their places in every format, so that
+/// another one is told from damage.
+const MAGIC: &[u8; 7] = b"FPINDEX";
+
+/// The format that this version writes and reads.
+const FORMAT: u8 = b'1';
 
 pub(super) const META: &[u8] = b"m";
 
@@ -58,6 +63,12 @@ pub(super) struct Chain {
 pub(super) struct Use {
     pub(super) checkpoint_bytes: u64,
     pub(super) other_bytes: u64,
+}
+
+/// Entries of the log that could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unread {
+    pub(super) last: u64,
 }
 
 /// What the whole database must be.
@@ -125,7 +136,11 @@ pub(super) fn use_key(first_index: u64) -> Vec<u8> {
     named(b'u', &[], &first_index.to_be_bytes())
 }
 
-/// The integer that a key of `h`, `a` or `u` ends with.
+pub(super) fn unread_key(first_index: u64) -> Vec<u8> {
+    named(b'x', &[], &first_index.to_be_bytes())
+}
+
+/// The integer that a key of `h`, `a`, `u` or `x` ends with.
 pub(super) fn last_u64(key: &[u8]) -> Option<u64> {
     key.last_chunk().map(|last| u64::from_be_bytes(*last))
 }
@@ -239,16 +254,37 @@ impl Value for Use {
     }
 }
 
+impl Value for Unread {
+    fn put(&self, bytes: &mut Vec<u8>) {
+        put(bytes, &[self.last]);
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Unread> {
+        Some(Unread { last: take_u64(bytes)? })
+    }
+}
+
+/// What is said of a database whose meta record is sound and of another format.
+pub(super) fn other_format(meta: &[u8]) -> Option<String> {
+    let (fields, stored) = meta.split_last_chunk()?;
+    let found = *fields.strip_prefix(MAGIC)?.first()?;
+    let is_sound = u32::from_le_bytes(*stored) == crc(META, fields);
+    let (found, known) = (found.escape_ascii(), char::from((found != FORMAT && is_sound).then_some(FORMAT)?));
+    Some(format!("it has format {found}, and this version reads format {known}"))
+}
+
 impl Value for Meta {
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(MAGIC);
+        bytes.push(FORMAT);
         bytes.extend_from_slice(self.log_id.as_bytes());
         put(bytes, &[self.applied.as_u64(), self.sum.entries]);
         bytes.extend_from_slice(&self.sum.hashes.to_le_bytes());
     }
 
     fn take(bytes: &mut &[u8]) -> Option<Meta> {
-        take::<8>(bytes).filter(|magic| magic == MAGIC)?;
+        take::<7>(bytes).filter(|magic| magic == MAGIC)?;
+        take(bytes).filter(|[format]| *format == FORMAT)?;
         let (log_id, applied) = (Uuid::from_bytes(take(bytes)?), take_lsn(bytes)?);
         let sum = Sum { entries: take_u64(bytes)?, hashes: u128::from_le_bytes(take(bytes)?) };
         Some(Meta { log_id, applied, sum })

@@ -19,6 +19,11 @@ pub enum Change {
         /// Bytes of live facts other than checkpoints.
         other_bytes: u64,
     },
+    /// Entries of the log cannot be read, and what they hold is not in the index.
+    Unread {
+        /// The entries.
+        indexes: RangeInclusive<LogIndex>,
+    },
     /// A segment became part of the one before it.
     SegmentGone {
         /// Its first log index.
@@ -75,8 +80,17 @@ pub enum Change {
 pub struct SegmentUse {
     /// Of the segment; 0 for checkpoints that no segment was named for.
     pub first_index: LogIndex,
-    /// Of live facts.
-    pub live_bytes: u64,
+    /// Of indexed checkpoints.
+    pub checkpoint_bytes: u64,
+    /// Of other live facts.
+    pub other_bytes: u64,
+}
+
+impl SegmentUse {
+    /// Of all live facts.
+    pub fn live_bytes(self) -> u64 {
+        self.checkpoint_bytes.saturating_add(self.other_bytes)
+    }
 }
 
 /// A checkpoint, by name.
@@ -135,6 +149,15 @@ pub enum IndexError {
         /// Why, and what to do.
         why: String,
     },
+    /// What is asked for may be in a part of the log that could not be read when the index was made.
+    #[error(
+        "entries {} to {} of the log could not be read when the index of old checkpoints was made, and what is asked for may \
+         be among them: restore a copy from before the damage, or do without", .indexes.start(), .indexes.end()
+    )]
+    Unread {
+        /// The oldest such entries.
+        indexes: RangeInclusive<LogIndex>,
+    },
     /// It was found damaged by this very question, and is being made again now.
     #[error("the index of old checkpoints was damaged ({why}) and is being made again from the log: ask again later")]
     Inconsistent {
@@ -155,4 +178,13 @@ pub enum FeedError {
     /// It takes nothing in.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+/// A database that is not used any more, and was begun anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// What is wrong with it.
+    pub why: String,
+    /// False: another version wrote it.
+    pub is_damaged: bool,
 }

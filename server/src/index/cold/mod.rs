@@ -12,6 +12,7 @@
 
 mod layout;
 mod messages;
+mod segments;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use fencepost::{LogIndex, Lsn};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-pub use self::messages::{Change, FeedError, IndexError, Located, SegmentUse, Status};
+pub use self::messages::{Change, FeedError, GivenUp, IndexError, Located, SegmentUse, Status};
 use self::store::{Problem, Store};
 use self::worker::{Job, Worker, begin};
 use super::{Horizon, Place};
@@ -94,7 +95,9 @@ struct Inner {
     epoch: u64,
     jobs: Option<std::sync::mpsc::Sender<Job>>,
     /// What was last found wrong with a database.
-    given_up: Option<String>,
+    given_up: Option<GivenUp>,
+    /// It was said that none can be made.
+    is_failure_told: bool,
 }
 
 impl Shared {
@@ -116,7 +119,8 @@ impl ColdIndex {
     /// Opens the index in `dir`, which may be missing, in the background. One that ends before `needed.after` is not ready
     /// until it was fed; one that goes beyond `needed.through` belongs to a log that was set back.
     pub fn start(dir: PathBuf, log_id: Uuid, needed: Horizon, settings: ColdSettings) -> ColdIndex {
-        let inner = Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None });
+        let inner =
+            Mutex::new(Inner { status: Status::Opening, epoch: 0, jobs: None, given_up: None, is_failure_told: false });
         let shared = Arc::new(Shared { dir, log_id, needed, settings, progress: AtomicU64::new(0), inner });
         begin(&shared, worker::Start::Open);
         ColdIndex { owner: Arc::new(Owner(shared)) }
@@ -199,19 +203,26 @@ impl ColdIndex {
             let places = store.commits(&pipeline, &branch, &sequences)?;
             let hole = sequences.iter().zip(&places).find(|(_, place)| place.is_none());
             match hole {
-                Some((sequence, _)) if store.applied() <= horizon.through => {
-                    Err(Problem::Doubt(format!("checkpoint {sequence} of '{branch}' of '{pipeline}' is not in it")))
-                }
-                _ => Ok(places),
+                Some((sequence, _)) if store.applied() <= horizon.through => match store.unread() {
+                    Some(indexes) => Ok(Err(IndexError::Unread { indexes })),
+                    None => {
+                        Err(Problem::Doubt(format!("checkpoint {sequence} of '{branch}' of '{pipeline}' is not in it")))
+                    }
+                },
+                _ => Ok(Ok(places)),
             }
         })
-        .await
+        .await?
     }
 
     /// Where the newest commit with this id is, if a checkpoint of it is retained.
     pub async fn commit_id(&self, horizon: Horizon, pipeline: &str, key: Digest) -> Result<Option<Lsn>, IndexError> {
         let pipeline = pipeline.to_owned();
-        self.ask(horizon.after, move |store| store.commit_id(&pipeline, &key)).await
+        let answer = self.ask(horizon.after, move |store| Ok((store.commit_id(&pipeline, &key)?, store.unread())));
+        match answer.await? {
+            (None, Some(indexes)) => Err(IndexError::Unread { indexes }),
+            (found, _) => Ok(found),
+        }
     }
 
     /// At most `limit` audit records of the pipeline before `before`, newest first.
@@ -248,7 +259,7 @@ impl ColdIndex {
     }
 
     /// Why a database was given up since the start, if one was.
-    pub fn given_up(&self) -> Option<String> {
+    pub fn given_up(&self) -> Option<GivenUp> {
         self.shared().inner().given_up.clone()
     }
 

@@ -9,8 +9,8 @@ use fencepost::{LogIndex, Lsn};
 use sled::Batch;
 use uuid::Uuid;
 
-use super::layout::{self, AuditEntry, Chain, Checkpoint, Id, META, Meta, Sum, Use, Value};
-use super::{Change, ColdSettings, Located, SegmentUse};
+use super::layout::{self, AuditEntry, Chain, Checkpoint, Id, META, Meta, Sum, Unread, Use, Value};
+use super::{Change, ColdSettings, Located};
 use crate::index::Place;
 use crate::state::Digest;
 
@@ -24,6 +24,9 @@ pub(super) enum Problem {
     Sled(#[from] sled::Error),
     #[error("{0}")]
     Doubt(String),
+    /// Another version wrote it. It may be sound.
+    #[error("{0}")]
+    OtherFormat(String),
 }
 
 fn doubt(what: impl Into<String>) -> Problem {
@@ -36,7 +39,9 @@ pub(super) struct Store {
     applied: Lsn,
     sum: Sum,
     /// What the `u` entries say.
-    segments: BTreeMap<u64, Use>,
+    pub(super) segments: BTreeMap<u64, Use>,
+    /// What the `x` entries say.
+    pub(super) unread: BTreeMap<u64, Unread>,
     /// Changed and not written yet. What it says comes before what the tree says.
     pending: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
@@ -52,7 +57,10 @@ impl Store {
         progress: impl Fn(),
     ) -> Result<Store, Problem> {
         let mut store = Store::on(open_tree(dir, settings)?, log_id);
-        let meta = store.get::<Meta>(META)?.ok_or_else(|| doubt("it has no meta record, or one of another format"))?;
+        if let Some(what) = store.raw(META)?.and_then(|meta| layout::other_format(&meta)) {
+            return Err(Problem::OtherFormat(what));
+        }
+        let meta = store.get::<Meta>(META)?.ok_or_else(|| doubt("it has no meta record"))?;
         if meta.log_id != log_id {
             return Err(doubt(format!("it belongs to the log {}, and this is the log {log_id}", meta.log_id)));
         }
@@ -68,6 +76,10 @@ impl Store {
             if key.starts_with(b"u") {
                 let first_index = layout::last_u64(&key).ok_or_else(|| doubt("a segment's key is too short"))?;
                 store.segments.insert(first_index, decode(&key, &value)?);
+            }
+            if key.starts_with(b"x") {
+                let first = layout::last_u64(&key).ok_or_else(|| doubt("the key of unread entries is too short"))?;
+                store.unread.insert(first, decode(&key, &value)?);
             }
             if at.is_multiple_of(10_000) {
                 progress();
@@ -90,8 +102,8 @@ impl Store {
     }
 
     fn on(tree: sled::Db, log_id: Uuid) -> Store {
-        let (segments, pending) = (BTreeMap::new(), BTreeMap::new());
-        Store { tree, log_id, applied: Lsn::ZERO, sum: Sum::default(), segments, pending }
+        let (segments, unread, pending) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Store { tree, log_id, applied: Lsn::ZERO, sum: Sum::default(), segments, unread, pending }
     }
 
     pub(super) fn applied(&self) -> Lsn {
@@ -120,6 +132,7 @@ impl Store {
                 used.other_bytes = other_bytes;
                 self.set_use(first_index.0, Some(used))
             }
+            Change::Unread { indexes } => self.leave_out(&indexes),
             Change::SegmentGone { first_index } => self.merge_segment(first_index.0),
             Change::Commit { pipeline, branch, sequence, lsn, at_ms, bytes, commit_id } => {
                 self.insert(&pipeline, &branch, sequence, Checkpoint { lsn, at_ms, bytes, commit_id })
@@ -213,37 +226,6 @@ impl Store {
             }
         }
         self.charge(old.lsn, |bytes| bytes.saturating_sub(old.bytes))
-    }
-
-    /// Changes the bytes of the segment that has the LSN.
-    fn charge(&mut self, lsn: Lsn, change: impl FnOnce(u64) -> u64) -> Result<(), Problem> {
-        let segment = self.segments.range(..=lsn.index().0).next_back();
-        let (first_index, mut used) = segment.map_or((0, Use::default()), |(first_index, used)| (*first_index, *used));
-        used.checkpoint_bytes = change(used.checkpoint_bytes);
-        self.set_use(first_index, Some(used))
-    }
-
-    fn merge_segment(&mut self, first_index: u64) -> Result<(), Problem> {
-        let Some(gone) = self.segments.get(&first_index).copied() else { return Ok(()) };
-        self.set_use(first_index, None)?;
-        let before = self.segments.range(..first_index).next_back();
-        let (into, mut used) = before.map_or((0, Use::default()), |(first_index, used)| (*first_index, *used));
-        if gone.checkpoint_bytes > 0 {
-            used.checkpoint_bytes = used.checkpoint_bytes.saturating_add(gone.checkpoint_bytes);
-            self.set_use(into, Some(used))?;
-        }
-        Ok(())
-    }
-
-    fn set_use(&mut self, first_index: u64, used: Option<Use>) -> Result<(), Problem> {
-        let key = layout::use_key(first_index);
-        if let Some(used) = used {
-            self.segments.insert(first_index, used);
-            self.put(key, &used)
-        } else {
-            self.segments.remove(&first_index);
-            self.remove(key)
-        }
     }
 
     fn append_audit(&mut self, pipeline: &str, lsn: Lsn, at_ms: u64) -> Result<(), Problem> {
@@ -348,15 +330,6 @@ impl Store {
         Ok((found, None))
     }
 
-    pub(super) fn segments(&self) -> Vec<SegmentUse> {
-        let segments = self.segments.iter();
-        let used = segments.map(|(first_index, used)| SegmentUse {
-            first_index: LogIndex(*first_index),
-            live_bytes: used.checkpoint_bytes.saturating_add(used.other_bytes),
-        });
-        used.collect()
-    }
-
     /// Number of entries.
     pub(super) fn entries(&self) -> u64 {
         self.sum.entries
@@ -379,7 +352,7 @@ impl Store {
         self.raw(key)?.map(|value| decode(key, &value)).transpose()
     }
 
-    fn put<V: Value>(&mut self, key: Vec<u8>, value: &V) -> Result<(), Problem> {
+    pub(super) fn put<V: Value>(&mut self, key: Vec<u8>, value: &V) -> Result<(), Problem> {
         let value = value.encode(&key);
         if let Some(old) = self.raw(&key)? {
             self.sum.remove(&key, &old);
@@ -389,7 +362,7 @@ impl Store {
         Ok(())
     }
 
-    fn remove(&mut self, key: Vec<u8>) -> Result<(), Problem> {
+    pub(super) fn remove(&mut self, key: Vec<u8>) -> Result<(), Problem> {
         if let Some(old) = self.raw(&key)? {
             self.sum.remove(&key, &old);
             self.pending.insert(key, None);

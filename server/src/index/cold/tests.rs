@@ -8,11 +8,17 @@ mod model;
 mod pattern;
 mod support;
 
+use std::path::Path;
+
 use fencepost::{LogIndex, Lsn};
 
 use self::support::{LOG_ID, block_on, commit, everything, fed, horizon, lsn, open, settings};
 use super::*;
+use crate::clock::Clock;
+use crate::disk::{Disk, RealDisk};
 use crate::index::Index;
+use crate::log::{Log, LogConfig};
+use crate::ops::check::{self, IndexFile};
 use crate::state::id_key;
 
 #[test]
@@ -45,11 +51,55 @@ fn what_was_fed_is_answered_also_after_a_restart() {
     assert_eq!(block_on(index.audit(horizon(4), "p/p", Lsn::MAX, 9)), Ok(vec![lsn(4), lsn(2)]));
     assert_eq!(block_on(index.audit(horizon(4), "p/p", lsn(4), 9)), Ok(vec![lsn(2)]));
     assert_eq!(block_on(index.audit(horizon(4), "p/p", lsn(3), 0)), Ok(vec![]));
-    let used = |first, live_bytes| SegmentUse { first_index: LogIndex(first), live_bytes };
-    assert_eq!(index.segments().unwrap(), [used(1, 207), used(3, 100)]);
+    let used = |first, checkpoint_bytes, other_bytes| {
+        let first_index = LogIndex(first);
+        SegmentUse { first_index, checkpoint_bytes, other_bytes }
+    };
+    assert_eq!(index.segments().unwrap(), [used(1, 200, 7), used(3, 100, 0)]);
     let (located, is_more) = block_on(index.at(LogIndex(1)..=LogIndex(2))).unwrap();
     assert_eq!((located.len(), is_more), (2, false));
     assert_eq!(located[1].branch, "us");
+}
+
+/// Makes the index in a directory, whose meta record is sound, one of format 2.
+fn make_newer(dir: &Path) {
+    let tree = sled::open(dir.join("0000000001")).unwrap();
+    let mut meta = tree.get(b"m").unwrap().unwrap().to_vec();
+    assert_eq!(&meta[..8], b"FPINDEX1");
+    meta[7] = b'2';
+    let fields = meta.len() - 4;
+    let crc = crc32fast::hash(&[b"m", &meta[..fields]].concat());
+    meta[fields..].copy_from_slice(&crc.to_le_bytes());
+    tree.insert(b"m", meta).unwrap();
+    tree.flush().unwrap();
+}
+
+const OTHER_FORMAT: &str = "it has format 2, and this version reads format 1";
+
+#[test]
+fn an_index_of_another_format_is_made_again_and_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    fed(dir.path(), 20).stop();
+    make_newer(dir.path());
+    let index = open(dir.path());
+    assert_eq!(index.opened(), Status::Rebuilding { applied: Lsn::ZERO });
+    assert_eq!(index.given_up(), Some(GivenUp { why: OTHER_FORMAT.to_owned(), is_damaged: false }));
+    index.stop();
+}
+
+#[test]
+fn verification_leaves_an_index_of_another_format_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let log_dir = dir.path().join("log");
+    let log = Log::open(Arc::clone(&disk), &log_dir, LogConfig::default(), Clock::real(), LOG_ID).unwrap();
+    log.close();
+    open(&dir.path().join("index")).stop();
+    let checked = check::check(&RealDisk, dir.path(), &mut |_| ()).unwrap();
+    assert_eq!(check::check_index(dir.path(), &checked), IndexFile::Good(Lsn::ZERO));
+    make_newer(&dir.path().join("index"));
+    let IndexFile::NotChecked(why) = check::check_index(dir.path(), &checked) else { panic!("it was checked") };
+    assert_eq!(why, format!("{OTHER_FORMAT}: the next start makes it again from the log"));
 }
 
 #[test]
@@ -65,7 +115,8 @@ fn what_is_not_retained_goes_with_its_bytes_and_its_commit_id() {
     index.feed(Lsn::ZERO, changes, lsn(9)).unwrap();
     let retain =
         |sequences, pinned| Change::Retain { pipeline: "p/p".to_owned(), branch: "eu".to_owned(), sequences, pinned };
-    let segments = |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes).collect::<Vec<_>>();
+    let segments =
+        |index: &ColdIndex| index.segments().unwrap().iter().map(|used| used.live_bytes()).collect::<Vec<_>>();
     // Inserted and removed by one feed, and the same again.
     for after in [9, 10] {
         index.feed(lsn(after), vec![commit("eu", 10, 10, "10"), retain(5..=8, vec![2])], lsn(after + 1)).unwrap();
@@ -94,7 +145,7 @@ fn a_sequence_used_again_after_a_rewind_is_the_later_checkpoint() {
     assert_eq!(block_on(index.commit_id(horizon(5), "p/p", id_key("b"))), Ok(Some(lsn(5))));
     let places = block_on(index.commits(horizon(5), "p/p", "eu", vec![2])).unwrap();
     assert_eq!(places[0].unwrap().lsn, lsn(5));
-    assert_eq!(index.segments().unwrap()[0].live_bytes, 200);
+    assert_eq!(index.segments().unwrap()[0].live_bytes(), 200);
 }
 
 #[test]

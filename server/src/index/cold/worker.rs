@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel};
 
 use super::store::{Problem, Store};
-use super::{Horizon, IndexError, Shared, Status};
+use super::{GivenUp, Horizon, IndexError, Shared, Status};
 use crate::disk::{Disk, RealDisk};
 
 /// What the thread is asked to do.
@@ -88,9 +88,9 @@ impl Worker {
                 });
                 Ok(result)
             }
-            Err(why) => {
-                self.give_up(&why);
-                Err(IndexError::Inconsistent { why })
+            Err(problem) => {
+                self.give_up(&problem);
+                Err(IndexError::Inconsistent { why: problem.to_string() })
             }
         }
     }
@@ -119,15 +119,19 @@ impl Worker {
                 let is_whole = applied.index() >= after.index();
                 self.publish(|_| if is_whole { Status::Ready { applied } } else { Status::Rebuilding { applied } });
             }
-            Err(why) => self.give_up(&why),
+            Err(problem) => self.give_up(&problem),
         }
     }
 
     /// Drops the database, whatever state it is in, and begins an empty one.
-    fn give_up(&mut self, why: &str) {
-        let dir = self.shared.dir.display();
-        tracing::warn!(%dir, why, "the index of old checkpoints cannot be trusted: it is made again from the log");
-        self.shared.inner().given_up = Some(why.to_owned());
+    fn give_up(&mut self, problem: &Problem) {
+        let (dir, why) = (self.shared.dir.display(), problem.to_string());
+        let mut inner = self.shared.inner();
+        if !inner.is_failure_told {
+            tracing::warn!(%dir, why, "the index of old checkpoints cannot be trusted: it is made again from the log");
+        }
+        inner.given_up = Some(GivenUp { why, is_damaged: !matches!(problem, Problem::OtherFormat(_)) });
+        drop(inner);
         if let Some(store) = self.store.take() {
             // It may hang, so nobody waits for it.
             let dropping = move || drop(catch_unwind(AssertUnwindSafe(|| drop(store))));
@@ -143,9 +147,10 @@ impl Worker {
         }
         let shared = Arc::clone(&self.shared);
         let created = fresh_dir(&shared.dir).and_then(|(dir, old)| {
-            let store = guarded(|| Store::create(&dir, shared.log_id, &shared.settings)).inspect_err(|_| {
+            let store = guarded(|| Store::create(&dir, shared.log_id, &shared.settings)).map_err(|problem| {
                 // The one that was there before may turn out to be good.
                 let _ = RealDisk.remove_tree(&dir);
+                problem.to_string()
             })?;
             for old in old {
                 // What stays behind is not in the way, and is tried again next time.
@@ -156,12 +161,15 @@ impl Worker {
         match created {
             Ok(store) => {
                 self.store = Some(store);
+                self.shared.inner().is_failure_told = false;
                 self.publish(|_| Status::Rebuilding { applied: fencepost::Lsn::ZERO });
             }
             Err(why) => {
                 let dir = shared.dir.display();
                 let why = format!("a new one cannot be made in {dir} ({why}), and is tried again: see to the disk");
-                tracing::warn!("the index of old checkpoints cannot be used: {why}");
+                if !std::mem::replace(&mut self.shared.inner().is_failure_told, true) {
+                    tracing::warn!("the index of old checkpoints cannot be used: {why}");
+                }
                 self.publish(|_| Status::Failed { why });
             }
         }
@@ -196,13 +204,13 @@ fn fresh_dir(dir: &Path) -> Result<(PathBuf, Vec<PathBuf>), String> {
 }
 
 /// Runs what touches sled: a panic is a problem like any other.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, String> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|problem| problem.to_string()),
+        Ok(result) => result,
         Err(panic) => {
             let said = panic.downcast_ref::<String>().map(String::as_str);
             let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(format!("sled panicked: {said}"))
+            Err(Problem::Doubt(format!("sled panicked: {said}")))
         }
     }
 }

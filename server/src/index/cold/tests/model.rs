@@ -147,7 +147,7 @@ impl Model {
                 *used.entry(LogIndex(at / SEGMENT * SEGMENT)).or_insert(0) += 10;
             }
             let mut known: BTreeMap<_, _> =
-                index.segments().unwrap().into_iter().map(|used| (used.first_index, used.live_bytes)).collect();
+                index.segments().unwrap().into_iter().map(|used| (used.first_index, used.live_bytes())).collect();
             known.retain(|_, bytes| *bytes > 0);
             assert_eq!(known, used);
         });

@@ -93,7 +93,7 @@ pub(super) fn everything(index: &ColdIndex, commits: u64) -> Result<(), IndexErr
         assert_eq!(audit, (1..=commits).rev().map(lsn).collect::<Vec<_>>());
         let (located, _) = index.at(LogIndex(commits)..=LogIndex(commits)).await?;
         assert_eq!(located.len(), 1);
-        assert_eq!(index.segments()?[0].live_bytes, 100 * commits);
+        assert_eq!(index.segments()?[0].live_bytes(), 100 * commits);
         Ok(())
     })
 }

@@ -1,0 +1,65 @@
+//! The rules for what requests carry beside names: ids, sizes, ranges. The same hold for facts that come in from a file.
+
+use std::time::Duration;
+
+use fencepost::v1::{Checkpoint, Policy};
+use fencepost::{NAME_BYTES_MAX, Reason};
+
+use crate::config::limits;
+use crate::error::Refusal;
+
+/// Checks the caller's own name for a request or commit: any printable ASCII, so that it can be read in a log.
+pub fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
+    let is_good = (1..=NAME_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_good {
+        return Ok(());
+    }
+    let shown: String = id.chars().take(60).flat_map(char::escape_default).collect();
+    Err(Refusal::field(Reason::InvalidName, field, shown, "1 to 128 printable ASCII characters without spaces"))
+}
+
+/// Checks the sizes in a checkpoint. `field` is what the refusal calls it.
+pub fn check_checkpoint(field: &str, checkpoint: &Checkpoint) -> Result<(), Refusal> {
+    check_bytes(&format!("{field}.position"), checkpoint.position.len(), limits::POSITION_BYTES_MAX)?;
+    check_bytes(&format!("{field}.state"), checkpoint.state.len(), limits::STATE_BYTES_MAX)?;
+    let fingerprint = checkpoint.integrity.as_ref().map_or(0, |integrity| integrity.schema_fingerprint.len());
+    check_bytes(&format!("{field}.integrity.schema_fingerprint"), fingerprint, limits::FINGERPRINT_BYTES_MAX)
+}
+
+/// Checks the values of a policy. 0 stands for a default.
+pub fn check_policy(policy: &Policy) -> Result<(), Refusal> {
+    if policy.keep_last > limits::KEEP_LAST_MAX {
+        let expected = format!("0 to {}", limits::KEEP_LAST_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "policy.keep_last", policy.keep_last, &expected));
+    }
+    check_ms("policy.keep_for_ms", policy.keep_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)?;
+    check_ms("policy.audit_for_ms", policy.audit_for_ms, Duration::ZERO, limits::POLICY_AGE_MAX)
+}
+
+/// Checks who asks for a change of a pipeline's history, and why.
+pub fn check_asked_by(actor: &str, reason: &str) -> Result<(), Refusal> {
+    let characters = actor.chars().count();
+    if characters > limits::ACTOR_CHARS_MAX || actor.chars().any(char::is_control) {
+        let shown: String = actor.chars().take(60).flat_map(char::escape_default).collect();
+        let expected = format!("at most {} printable characters", limits::ACTOR_CHARS_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "actor", shown, &expected));
+    }
+    check_bytes("reason", reason.len(), limits::REASON_BYTES_MAX)
+}
+
+/// Checks a length.
+pub fn check_bytes(field: &str, actual: usize, max: usize) -> Result<(), Refusal> {
+    if actual <= max {
+        return Ok(());
+    }
+    Err(Refusal::field(Reason::TooLarge, field, format!("{actual} bytes"), &format!("at most {max} bytes")))
+}
+
+/// Checks a time.
+pub fn check_ms(field: &str, actual_ms: u64, min: Duration, max: Duration) -> Result<(), Refusal> {
+    let (min_ms, max_ms) = (min.as_millis() as u64, max.as_millis() as u64);
+    if (min_ms..=max_ms).contains(&actual_ms) {
+        return Ok(());
+    }
+    Err(Refusal::field(Reason::InvalidField, field, actual_ms, &format!("{min_ms} to {max_ms} milliseconds")))
+}
