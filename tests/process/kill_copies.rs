@@ -32,7 +32,7 @@ impl When {
     /// Both kinds in turn, to be tried so many times.
     fn all(random: &mut StdRng, count: usize) -> Vec<When> {
         let next = |round| match round % 2 {
-            0 => When::Files(round / 2),
+            0 => When::Files(round / 2 % 5),
             _ => When::Share(1.2 * random.random::<f64>()),
         };
         (0..count).map(next).collect()

@@ -27,8 +27,9 @@ pub(crate) const BUSY: [&str; 8] = [
 
 /// Large states, of which the policy keeps few.
 pub(crate) const BULK: &str = "prod/bulk";
-/// Small states, all of which are kept.
+/// Small states, of which many are kept.
 pub(crate) const LEDGER: &str = "prod/ledger";
+const LEDGER_KEEP: u64 = 1_000;
 const PIPELINES: [&str; 2] = [BULK, LEDGER];
 const BRANCHES: [&str; 3] = ["east", "north", "west"];
 
@@ -60,7 +61,7 @@ impl Load {
     pub(crate) async fn start(client: &Client, keep: u64) -> Load {
         let (acknowledged, gate, stop) = (Arc::default(), Arc::default(), Arc::default());
         let mut load = Load { acknowledged, gate, stop, workers: JoinSet::new(), keep };
-        for (pipeline, keep) in [(BULK, keep), (LEDGER, 1_000_000)] {
+        for (pipeline, keep) in [(BULK, keep), (LEDGER, LEDGER_KEEP)] {
             let _ = client.pipeline(pipeline).set_policy(Policy::new().keep_last(keep)).send().await.unwrap();
         }
         for (pipeline, branch) in PIPELINES.iter().flat_map(|pipeline| BRANCHES.map(|branch| (*pipeline, branch))) {
@@ -136,7 +137,7 @@ pub(crate) async fn check(client: &Client, acknowledged: &Acknowledged, keep: u6
         assert_eq!((found.sequence(), found.lsn()), (*head, *head_lsn), "{what}: the head");
         let listed: BTreeMap<u64, Lsn> =
             of.checkpoints().all().await.unwrap().iter().map(|it| (it.sequence(), it.lsn())).collect();
-        let kept = if pipeline == BULK { keep } else { u64::MAX };
+        let kept = if pipeline == BULK { keep } else { LEDGER_KEEP };
         for (sequence, lsn) in acknowledged.iter().rev().take(usize::try_from(kept).unwrap()) {
             assert_eq!(listed.get(sequence), Some(lsn), "{what}@{sequence} in the history");
             if pipeline == BULK || sequence.is_multiple_of(one_in) {
