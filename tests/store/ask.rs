@@ -138,6 +138,26 @@ impl Truth {
         let shown: Vec<String> = differences.iter().take(10).map(ToString::to_string).collect();
         assert!(differences.is_empty(), "{what}: {} answers differ:\n{}", differences.len(), shown.join("\n"));
     }
+
+    /// How many answers of a damaged store are others only in saying that they, or rows of them, cannot be read: in words that
+    /// `is_told` knows. Every other difference is wrong.
+    pub(crate) fn beside_damage(&self, found: &Truth, is_told: &dyn Fn(&str) -> bool) -> Result<usize, String> {
+        let is_refused = |it: &Difference| match (&it.expected, &it.found) {
+            (_, Some(Err((reason, message)))) => reason == "CORRUPT" && is_told(message),
+            // In a list, only the rows that cannot be read differ. Of one branch there may be some that are another's.
+            (Some(Ok(expected)), Some(Ok(found))) => {
+                let readable: Vec<&str> = found.lines().filter(|row| !is_told(row)).collect();
+                let (count, mut rows) = (found.lines().count(), expected.lines());
+                let is_whole = count > readable.len() && count >= expected.lines().count();
+                is_whole && readable.iter().all(|row| rows.any(|it| it == *row))
+            }
+            _ => false,
+        };
+        let differences = self.differences(found);
+        let wrong = differences.iter().filter(|it| !is_refused(it)).take(3).map(ToString::to_string);
+        let wrong: Vec<String> = wrong.collect();
+        if wrong.is_empty() { Ok(differences.len()) } else { Err(wrong.join("\n")) }
+    }
 }
 
 impl fmt::Display for Difference {

@@ -19,7 +19,7 @@ use fencepost_server::log::{Content, SegmentFileReader};
 use fencepost_server::upkeep::hot_state;
 use tokio::sync::Semaphore;
 
-use crate::ask::{Difference, Truth};
+use crate::ask::Truth;
 use crate::damage::{Done, Fault, Kind, Target, damage, targets};
 use crate::drive::Random;
 use crate::prepared::{PATIENCE, Prepared, settled, thorough};
@@ -159,20 +159,7 @@ fn refused(error: &str, done: &Done) -> Result<Outcome, String> {
 /// Counts the reads that are refused as they must be. Every other difference is wrong.
 fn compare(truth: &Truth, found: &Truth, done: &Done) -> Result<usize, String> {
     let is_told = |text: &str| text.contains("at offset") && names_a_file(text, done);
-    let is_refused = |it: &Difference| match (&it.expected, &it.found) {
-        (_, Some(Err((reason, message)))) => reason == "CORRUPT" && is_told(message),
-        // In a list, only the rows that cannot be read differ. Of one branch there may be some that are another's.
-        (Some(Ok(expected)), Some(Ok(found))) => {
-            let readable: Vec<&str> = found.lines().filter(|row| !is_told(row)).collect();
-            let (count, mut rows) = (found.lines().count(), expected.lines());
-            let is_whole = count > readable.len() && count >= expected.lines().count();
-            is_whole && readable.iter().all(|row| rows.any(|it| it == *row))
-        }
-        _ => false,
-    };
-    let differences = truth.differences(found);
-    let wrong: Vec<String> = differences.iter().filter(|it| !is_refused(it)).take(3).map(ToString::to_string).collect();
-    if wrong.is_empty() { Ok(differences.len()) } else { Err(wrong.join("\n")) }
+    truth.beside_damage(found, &is_told)
 }
 
 type Table = BTreeMap<(Kind, &'static str, Fault), BTreeMap<Outcome, usize>>;

@@ -9,7 +9,6 @@ use fencepost_server::embedded::Embedded;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::ask::{Answer, Truth};
 use crate::drive::Driver;
 use crate::prepared::settled;
 use crate::support::{SEGMENT_BYTES, compact, config, files_in, open_again, scratch, status, until};
@@ -40,17 +39,6 @@ fn damage_state(data_dir: &Path, sequence: u64) -> (PathBuf, Vec<u8>) {
     panic!("no file has '{text}'");
 }
 
-/// Every answer is as before, or says that it cannot be read. Answers how many say so.
-fn right_or_corrupt(truth: &Truth, mut found: Truth) -> usize {
-    let is_corrupt = |answer: &Answer| answer.as_ref().is_err_and(|(reason, _)| reason == "CORRUPT");
-    let asked = found.0.len();
-    found.0.retain(|_, answer| !is_corrupt(answer));
-    let mut due = truth.clone();
-    due.0.retain(|question, _| found.0.contains_key(question));
-    due.must_be(&found, "beside damage");
-    asked - found.0.len()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_that_is_made_again_from_a_damaged_log_has_all_that_can_be_read_and_upkeep_goes_on() {
     let dir = scratch();
@@ -75,7 +63,8 @@ async fn an_index_that_is_made_again_from_a_damaged_log_has_all_that_can_be_read
     for _ in 0..2 {
         let store = open_again(config(&data_dir)).await.unwrap();
         until(&store, |it| it.store.as_ref().is_some_and(|it| it.index_state == "READY")).await;
-        let corrupt = right_or_corrupt(&truth, driver.known.ask(&store.channel()).await);
+        let is_told = |text: &str| text.contains(file.to_str().unwrap()) || text.contains("entries 107 to 107");
+        let corrupt = truth.beside_damage(&driver.known.ask(&store.channel()).await, &is_told).unwrap();
         assert!((1..20).contains(&corrupt), "{corrupt} answers are missing");
         driver.reconnect(store.channel());
         driver.check_heads().await;

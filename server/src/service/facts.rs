@@ -143,10 +143,7 @@ pub(super) fn unreadable(error: ReadError) -> Refusal {
         let message = format!("what was at LSN {lsn} is not kept any more, and was removed while it was looked for");
         return Refusal::new(Reason::Compacted, message).with("lsn", lsn.as_u64());
     }
-    Refusal::new(
-        Reason::Corrupt,
-        format!("{error}; nothing else is affected: run 'fencepost verify' to see the damage"),
-    )
+    Refusal::new(Reason::Corrupt, format!("{error}; all else can be read"))
 }
 
 pub(super) fn corrupt(lsn: Lsn, what: String) -> Refusal {
