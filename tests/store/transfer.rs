@@ -1,13 +1,20 @@
 //! A pipeline goes from one store to another, by a file.
 
 use std::io::Cursor;
+use std::path::Path;
 
-use fencepost::Reason;
+use fencepost::log::v1::Fact;
+use fencepost::{Lsn, Reason};
 use fencepost_client::{Checkpoint, Client, Policy, Resume, RewindTo, StoredCheckpoint};
 use fencepost_server::config::Config;
+use fencepost_server::disk::RealDisk;
 use fencepost_server::embedded::Embedded;
+use fencepost_server::log::{Inspector, verify};
+use fencepost_server::ops::restore::Through;
+use prost::Message as _;
 
-use crate::support::{PIPELINE, commit_all, config, open, state, worker};
+use crate::snapshot::restore_to;
+use crate::support::{PIPELINE, commit_all, config, open, state, until, worker};
 
 async fn exported(client: &Client) -> Vec<u8> {
     let mut file = Vec::new();
@@ -117,4 +124,81 @@ async fn an_export_with_a_commit_that_a_store_has_no_room_for_is_refused_as_a_wh
     assert!(target.client().pipelines("").all().await.unwrap().is_empty(), "nothing was taken in");
     source.close().await.unwrap();
     target.close().await.unwrap();
+}
+
+/// Where the log has the facts of a pipeline.
+struct Places(&'static str, Vec<Lsn>);
+
+impl Inspector for Places {
+    fn fact(&mut self, lsn: Lsn, payload: &[u8]) -> Result<(), String> {
+        if Fact::decode(payload).unwrap().pipeline() == Some(self.0) {
+            self.1.push(lsn);
+        }
+        Ok(())
+    }
+}
+
+fn places(data_dir: &Path, pipeline: &'static str) -> Vec<Lsn> {
+    let mut places = Places(pipeline, Vec::new());
+    verify(&RealDisk, &data_dir.join("log"), &mut places).unwrap();
+    places.1
+}
+
+/// All that comes along with a pipeline of these branches.
+async fn all_of(client: &Client, pipeline: &str, branches: &[&str]) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut histories = Vec::new();
+    for branch in branches {
+        histories.push(history(client, pipeline, branch).await);
+    }
+    let savepoints = client.pipeline(pipeline).savepoints().all().await.unwrap();
+    let savepoints: Vec<_> = savepoints.into_iter().map(|it| (it.name, it.branch, it.sequence)).collect();
+    (histories, savepoints, client.pipeline(pipeline).policy().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_that_was_cut_after_any_fact_is_finished_by_a_second_try() {
+    const COPY: &str = "prod/copy";
+    let dir = crate::support::scratch();
+    let source = open(&dir.path().join("a")).await.unwrap();
+    let from = source.client();
+    let orders = from.pipeline(PIPELINE);
+    orders.set_policy(Policy::new().keep_last(10)).send().await.unwrap();
+    commit_all(&from, 1, 12).await;
+    // Older than what the policy keeps by the end, and named by a fact after checkpoints that it keeps.
+    orders.create_savepoint("old").branch("shard-0").sequence(5).send().await.unwrap();
+    commit_all(&from, 2, 2).await;
+    orders.create_savepoint("head").branch("shard-0").sequence(14).send().await.unwrap();
+    orders.branch("shard-0").fork_to("replay").send().await.unwrap();
+    commit_all(&from, 1, 2).await;
+    let (file, branches) = (exported(&from).await, ["shard-0", "shard-1", "replay"]);
+    let expected = all_of(&from, PIPELINE, &branches).await;
+    source.close().await.unwrap();
+
+    let whole = open(&dir.path().join("whole")).await.unwrap();
+    let import = async |client: Client| {
+        client.import_pipeline(Cursor::new(file.clone())).pipeline(COPY).send().await.unwrap();
+    };
+    import(whole.client()).await;
+    let snapshot = dir.path().join("snapshot");
+    whole.client().create_snapshot(snapshot.to_str().unwrap()).await.unwrap().result().await.unwrap();
+    whole.close().await.unwrap();
+    let places = places(&dir.path().join("whole"), COPY);
+    assert_eq!(places.len(), 1 + 1 + 11 + 2 + 1 + 2 + 1, "start, policy, checkpoints, savepoints, end");
+    for cut in &places[..places.len() - 1] {
+        let data = dir.path().join(format!("cut-{cut}"));
+        restore_to(&snapshot, &data, Through::Lsn(*cut)).unwrap();
+        let store = open(&data).await.unwrap();
+        let client = store.client();
+        until(&store, |it| it.store.as_ref().is_some_and(|it| it.index_state == "READY")).await;
+        import(client.clone()).await;
+        assert!(all_of(&client, COPY, &branches).await == expected, "cut after {cut}");
+        for (savepoint, sequence) in [("head", 14), ("old", 5)] {
+            let back = client.pipeline(COPY).branch("shard-0").rewind_to(RewindTo::Savepoint(savepoint.into()));
+            back.reason("as in the source").send().await.unwrap();
+            let head = client.pipeline(COPY).branch("shard-0").head().await.unwrap();
+            assert_eq!((head.sequence(), head.state()), (sequence, &state(0, sequence).into()), "cut after {cut}");
+        }
+        store.close().await.unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 }

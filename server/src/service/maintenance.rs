@@ -218,8 +218,17 @@ impl Service {
             let (source, fact) = fact.map_err(|what| status(Refusal::new(Reason::Corrupt, what)))?;
             let bytes = fact.encoded_len();
             let Some(kind) = fact.kind else { continue };
-            let place = |created: &fencepost::log::v1::SavepointCreated| places.get(&created.checkpoint_lsn).copied();
-            let decided = match transfer::renamed(kind, &name, place) {
+            let place = match &kind {
+                Kind::SavepointCreated(created) => match places.get(&created.checkpoint_lsn) {
+                    Some(lsn) => Some(*lsn),
+                    // From an earlier try.
+                    None => history::imported_place(&self.0, &name, &created.branch, created.sequence)
+                        .await
+                        .map_err(status)?,
+                },
+                _ => None,
+            };
+            let decided = match transfer::renamed(kind, &name, |_| place) {
                 Kind::Imported(imported) => {
                     let judge = move |state: &crate::state::State, _| {
                         let fact = state.evaluate_imported(imported)?.map(Kind::Imported);
@@ -229,16 +238,15 @@ impl Service {
                 }
                 Kind::SavepointCreated(created) => {
                     let judge = move |state: &crate::state::State, _| {
-                        let is_there =
-                            state.pipeline(&created.pipeline).is_some_and(|it| it.savepoint(&created.name).is_some());
-                        Ok(Decision { fact: (!is_there).then_some(Kind::SavepointCreated(created)), answer: () })
+                        let fact = state.evaluate_imported_savepoint(created)?.map(Kind::SavepointCreated);
+                        Ok(Decision { fact, answer: () })
                     };
                     self.0.sequencer.decide(bytes, judge).await
                 }
                 Kind::PolicySet(set) => {
                     let judge = move |state: &crate::state::State, _| {
-                        let is_there = state.pipeline(&set.pipeline).is_some_and(|it| it.policy().is_some());
-                        Ok(Decision { fact: (!is_there).then_some(Kind::PolicySet(set)), answer: () })
+                        let fact = state.evaluate_imported_policy(set)?.map(Kind::PolicySet);
+                        Ok(Decision { fact, answer: () })
                     };
                     self.0.sequencer.decide(bytes, judge).await
                 }
@@ -253,13 +261,8 @@ impl Service {
                 _ => continue,
             };
             let decided = decided.map_err(status)?;
-            if let Some((branch, sequence)) = named.get(&source.as_u64()) {
-                let there = match decided.lsn {
-                    Some(lsn) => Some(lsn),
-                    // From an earlier try.
-                    None => history::place(&self.0, &name, branch, *sequence).await.map_err(status)?,
-                };
-                places.extend(there.map(|lsn| (source.as_u64(), lsn)));
+            if named.contains_key(&source.as_u64()) {
+                places.extend(decided.lsn.map(|lsn| (source.as_u64(), lsn)));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What comes from outside of this log: a pipeline from an export file, and a new generation after a restore.
 
 use bytes::Bytes;
-use fencepost::log::v1::{GenerationStarted, ImportFinished, ImportStarted, Imported};
+use fencepost::log::v1::{GenerationStarted, ImportFinished, ImportStarted, Imported, PolicySet, SavepointCreated};
 use fencepost::{Lsn, Reason};
 
 use super::pipeline::Origin;
@@ -47,6 +47,31 @@ impl State {
             head.is_some_and(|head| head.sequence >= moved.sequence)
         });
         Ok((!is_there).then_some(imported))
+    }
+
+    /// Judges a savepoint of an import. `None`: it is there already.
+    pub fn evaluate_imported_savepoint(&self, created: SavepointCreated) -> Result<Option<SavepointCreated>, Refusal> {
+        self.check_importing(&created.pipeline)?;
+        let SavepointCreated { pipeline, name, branch, sequence, checkpoint_lsn, .. } = &created;
+        if self.pipeline(pipeline).is_some_and(|known| known.savepoint(name).is_some()) {
+            return Ok(None);
+        }
+        // Without its place the checkpoint would be kept by nobody, and a rewind would lead nowhere.
+        if *checkpoint_lsn == 0 {
+            let message = format!(
+                "checkpoint {sequence} of branch '{branch}' of '{pipeline}', which savepoint '{name}' names, was imported \
+                 and is not found; run 'fencepost verify'"
+            );
+            return Err(Refusal::new(Reason::Corrupt, message).with("branch", branch));
+        }
+        Ok(Some(created))
+    }
+
+    /// Judges the policy of an import. `None`: it is there already.
+    pub fn evaluate_imported_policy(&self, set: PolicySet) -> Result<Option<PolicySet>, Refusal> {
+        self.check_importing(&set.pipeline)?;
+        let is_there = self.pipeline(&set.pipeline).is_some_and(|known| known.policy().is_some());
+        Ok((!is_there).then_some(set))
     }
 
     /// Judges the end of an import. `None`: it was finished before.

@@ -23,6 +23,20 @@ fn a_policy_is_not_set_while_the_pipeline_is_imported() {
 }
 
 #[test]
+fn a_savepoint_of_an_import_needs_the_place_of_its_checkpoint() {
+    use fencepost::log::v1::{ImportStarted, SavepointCreated};
+
+    let mut store = Store::new();
+    let pipeline = PIPELINE.to_owned();
+    store.record(Kind::ImportStarted(ImportStarted { pipeline: pipeline.clone(), ..ImportStarted::default() }));
+    let (name, branch) = ("old".to_owned(), "jfk".to_owned());
+    let created = SavepointCreated { pipeline, name, branch, sequence: 5, ..SavepointCreated::default() };
+    assert_refused(store.state.evaluate_imported_savepoint(created.clone()), Reason::Corrupt);
+    let created = SavepointCreated { checkpoint_lsn: Lsn::new(LogIndex(1), 0).as_u64(), ..created };
+    assert_eq!(store.state.evaluate_imported_savepoint(created.clone()).unwrap(), Some(created));
+}
+
+#[test]
 fn numbers_that_none_can_follow_contradict_every_log() {
     use fencepost::log::v1::{
         Committed, CommittedBranch, GenerationStarted, ImportStarted, Imported, Rewound, SavepointCreated,
