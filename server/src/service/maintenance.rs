@@ -117,7 +117,7 @@ impl MaintenanceService for Service {
             let file = Scratch::new(&backend);
             if let Err(error) = export(&backend, &header, &pipeline, &file, &sender) {
                 // A caller who has left does not hear it.
-                drop(sender.blocking_send(Err(status(refusal(&error)))));
+                drop(sender.blocking_send(Err(status(refusal(&error, None)))));
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -138,8 +138,7 @@ impl MaintenanceService for Service {
         let file = Arc::new(Scratch::new(&self.0));
         let digest = self.receive(&file, first.data.clone(), &mut pieces).await?;
         let opened = Arc::clone(&file);
-        let export =
-            facts::blocking(move || Export::open(&*opened.backend.disk, &opened.path).map_err(|it| refusal(&it)));
+        let export = facts::blocking(move || Export::open(&*opened.backend.disk, &opened.path).map_err(bad_file));
         let export = export.await?;
         let fact_bytes_max = self.0.config.request_bytes_max + FACT_EXTRA_BYTES;
         if export.fact_bytes > fact_bytes_max {
@@ -205,7 +204,7 @@ impl Service {
         self.0.sequencer.decide(0, begin).await.map_err(status)?;
         let named = export.named.clone();
         let mut places = std::collections::BTreeMap::new();
-        let (sender, mut read) = mpsc::channel::<Result<(Lsn, Fact), String>>(64);
+        let (sender, mut read) = mpsc::channel::<Result<(Lsn, Fact), BadSnapshot>>(64);
         // Ends by itself when the receiver is gone.
         tokio::task::spawn_blocking(move || {
             for fact in export.facts() {
@@ -215,7 +214,7 @@ impl Service {
             }
         });
         while let Some(fact) = read.recv().await {
-            let (source, fact) = fact.map_err(|what| status(Refusal::new(Reason::Corrupt, what)))?;
+            let (source, fact) = fact.map_err(|error| status(bad_file(error)))?;
             let bytes = fact.encoded_len();
             let Some(kind) = fact.kind else { continue };
             let place = match &kind {
@@ -302,7 +301,7 @@ fn create_snapshot(
         if *stopping.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let created = snapshot::create(&**disk, log, &config.data_dir, header.generation, dir, clock, &mut pace);
-    let created = created.map_err(|error| status(refusal(&error)))?;
+    let created = created.map_err(|error| status(refusal(&error, Some(dir))))?;
     tracing::info!(dir = %dir.display(), lsn = %created.manifest.lsn(), "made a snapshot");
     Ok(CreateSnapshotResponse {
         header: Some(header.clone()),
@@ -361,7 +360,8 @@ impl Scratch {
         let disk = &self.backend.disk;
         let file = if at == 0 { disk.create(&self.path) } else { disk.open_rw(&self.path) };
         let written = file.and_then(|file| file.write_at(piece, at));
-        written.map_err(|source| refusal(&BadSnapshot::Io { action: "write", path: self.path.clone(), source }))
+        let failed = |source| BadSnapshot::Io { action: "write", path: self.path.clone(), source };
+        written.map_err(|source| refusal(&failed(source), None))
     }
 }
 
@@ -372,11 +372,13 @@ impl Drop for Scratch {
     }
 }
 
-/// What a caller is told.
-fn refusal(error: &BadSnapshot) -> Refusal {
+/// What a caller is told who wants a copy in this directory of the server's, or a pipeline as a file.
+fn refusal(error: &BadSnapshot, dir: Option<&Path>) -> Refusal {
     let reason = match error {
         BadSnapshot::Damaged { .. } => Reason::IntegrityMismatch,
-        BadSnapshot::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Reason::NoSpace,
+        error if error.is_full() => Reason::NoSpace,
+        // Only the directory is the caller's choice.
+        BadSnapshot::Io { path, .. } if !dir.is_some_and(|dir| path.starts_with(dir)) => Reason::Corrupt,
         BadSnapshot::Log(_) => Reason::Corrupt,
         BadSnapshot::Stopped => Reason::ShuttingDown,
         BadSnapshot::Newer { .. } | BadSnapshot::NotEmpty { .. } | BadSnapshot::Refused(_) | BadSnapshot::Io { .. } => {
@@ -384,12 +386,63 @@ fn refusal(error: &BadSnapshot) -> Refusal {
         }
     };
     let refusal = Refusal::new(reason, error.to_string());
-    if let BadSnapshot::Newer { supported, .. } = error {
-        return refusal.with("field", "data").with("expected", format!("a file of a format up to {supported}"));
+    if let BadSnapshot::Newer { found, supported, .. } = error {
+        let expected = format!("a file of a format up to {supported}");
+        return refusal
+            .with("field", "data")
+            .with("value", found)
+            .with("expected", expected)
+            .with("newer_format", found);
     }
     match reason {
         Reason::NoSpace | Reason::ShuttingDown => refusal.with("retry_after_ms", 1_000),
-        Reason::InvalidField => refusal.with("field", "directory").with("expected", "a place that can be used"),
+        Reason::InvalidField if dir.is_some() => {
+            refusal.with("field", "directory").with("expected", "a place that can be used")
+        }
+        Reason::InvalidField => {
+            refusal.with("field", "pipeline").with("expected", "a pipeline that a file has room for")
+        }
         _ => refusal,
+    }
+}
+
+/// What is wrong with a file that was sent. Its sender does not know it under the name that it has here.
+fn bad_file(error: BadSnapshot) -> Refusal {
+    let file = PathBuf::from("the file that was sent");
+    let error = match error {
+        BadSnapshot::Damaged { what, .. } => BadSnapshot::Damaged { file, what },
+        BadSnapshot::Newer { found, supported, .. } => BadSnapshot::Newer { file, found, supported },
+        error => error,
+    };
+    refusal(&error, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_damage_and_no_fault_of_the_caller() {
+        let (dir, scratch) = (Path::new("/backup"), Path::new("/data/1.transfer"));
+        let io = |path: &Path, kind: io::ErrorKind| BadSnapshot::Io {
+            action: "write",
+            path: path.to_owned(),
+            source: kind.into(),
+        };
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            for path in [&dir.join("log/1.seg"), scratch] {
+                assert_eq!(refusal(&io(path, kind), Some(dir)).reason, Reason::NoSpace);
+                assert_eq!(refusal(&io(path, kind), None).reason, Reason::NoSpace);
+            }
+        }
+        let denied = io::ErrorKind::PermissionDenied;
+        let refused = refusal(&io(&dir.join("log"), denied), Some(dir));
+        assert_eq!((refused.reason, refused.detail("field")), (Reason::InvalidField, Some("directory")));
+        for dir in [None, Some(dir)] {
+            let refused = refusal(&io(scratch, denied), dir);
+            assert_eq!((refused.reason, refused.detail("field")), (Reason::Corrupt, None));
+        }
     }
 }
