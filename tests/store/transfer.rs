@@ -2,8 +2,11 @@
 
 use std::io::Cursor;
 use std::path::Path;
+use std::time::Duration;
 
 use fencepost::log::v1::Fact;
+use fencepost::v1::maintenance_service_client::MaintenanceServiceClient;
+use fencepost::v1::{ExportPipelineRequest, ImportPipelineRequest};
 use fencepost::{Lsn, Reason};
 use fencepost_client::{Checkpoint, Client, Policy, Resume, RewindTo, StoredCheckpoint};
 use fencepost_server::config::Config;
@@ -14,7 +17,7 @@ use fencepost_server::ops::restore::Through;
 use prost::Message as _;
 
 use crate::snapshot::restore_to;
-use crate::support::{PIPELINE, commit_all, config, open, state, until, worker};
+use crate::support::{PIPELINE, commit_all, config, leftovers, open, state, until, worker};
 
 async fn exported(client: &Client) -> Vec<u8> {
     let mut file = Vec::new();
@@ -129,6 +132,57 @@ async fn an_export_with_a_commit_that_a_store_has_no_room_for_is_refused_as_a_wh
     assert!(target.client().pipelines("").all().await.unwrap().is_empty(), "nothing was taken in");
     source.close().await.unwrap();
     target.close().await.unwrap();
+}
+
+/// Tries until it is no longer refused because of another.
+async fn in_turn<T>(mut work: impl AsyncFnMut() -> Result<T, fencepost_client::Error>) -> T {
+    let tries = async {
+        loop {
+            match work().await {
+                Err(error) if error.reason() == Some(Reason::RateLimited) => tokio::task::yield_now().await,
+                done => return done.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), tries).await.expect("its turn comes")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_one_export_and_one_import_at_a_time_and_the_others_hear_so_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    let client = store.client();
+    let worker = worker(&client, 0).await;
+    // More than connections and channels have room for.
+    for state in 0..8 {
+        worker.commit(Checkpoint::at("bulk").state(vec![state; 1 << 20])).await.unwrap();
+    }
+    let request = ExportPipelineRequest { cluster: None, pipeline: PIPELINE.to_owned() };
+    let stalled = MaintenanceServiceClient::new(store.channel()).export_pipeline(request).await.unwrap().into_inner();
+    let refused = client.export_pipeline(PIPELINE, Vec::new()).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::RateLimited), "{refused}");
+    drop(stalled);
+    let file = in_turn(async || {
+        let mut file = Vec::new();
+        client.export_pipeline(PIPELINE, &mut file).await.map(|_| file)
+    })
+    .await;
+    until(&store, |_| leftovers(dir.path()).is_empty()).await;
+
+    let first = ImportPipelineRequest { data: file[..1_000].to_vec().into(), ..ImportPipelineRequest::default() };
+    let channel = store.channel();
+    let stalled = tokio::spawn(async move {
+        let pieces = tokio_stream::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
+        MaintenanceServiceClient::new(channel).import_pipeline(pieces).await
+    });
+    until(&store, |_| !leftovers(dir.path()).is_empty()).await;
+    let import = || client.import_pipeline(Cursor::new(file.clone())).pipeline("prod/copy").send();
+    let refused = import().await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::RateLimited), "{refused}");
+    stalled.abort();
+    in_turn(import).await;
+    until(&store, |_| leftovers(dir.path()).is_empty()).await;
+    store.close().await.unwrap();
 }
 
 /// Where the log has the facts of a pipeline.
