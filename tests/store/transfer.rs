@@ -185,6 +185,32 @@ async fn there_is_one_export_and_one_import_at_a_time_and_the_others_hear_so_at_
     store.close().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_facts_of_an_import_share_their_writes_and_wait_for_room_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = open(&dir.path().join("a")).await.unwrap();
+    source.client().pipeline(PIPELINE).set_policy(Policy::new().keep_last(1_000)).send().await.unwrap();
+    commit_all(&source.client(), 2, 200).await;
+    let bulk = source.client().pipeline(PIPELINE).branch("bulk").resume(Resume::new("w").start_fresh()).await.unwrap();
+    for state in 0..6 {
+        bulk.commit(Checkpoint::at("bulk").state(vec![state; 1 << 20])).await.unwrap();
+    }
+    let file = exported(&source.client()).await;
+    source.close().await.unwrap();
+    // Room for one of the large ones, and not for two.
+    let data = dir.path().join("b");
+    let small =
+        Config { batch_bytes_max: 1 << 20, in_flight_bytes_max: 2 << 20, segment_bytes: 16 << 20, ..config(&data) };
+    let target = Embedded::open_with(small).await.unwrap();
+    let imported = target.client().import_pipeline(Cursor::new(file)).send().await.unwrap();
+    assert_eq!((imported.branches, imported.checkpoints), (3, 406));
+    assert_eq!(history(&target.client(), PIPELINE, "shard-1").await.len(), 200);
+    target.close().await.unwrap();
+    let facts = places(&data, PIPELINE);
+    let entries: std::collections::BTreeSet<_> = facts.iter().map(|lsn| lsn.index()).collect();
+    assert!(entries.len() * 4 < facts.len(), "{} facts in {} entries", facts.len(), entries.len());
+}
+
 /// Where the log has the facts of a pipeline.
 struct Places(&'static str, Vec<Lsn>);
 

@@ -1,11 +1,12 @@
 //! A pipeline on its way in: all of its file is here and was checked before the first fact of it is appended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Fact, ImportStarted};
+use fencepost::log::v1::{Fact, ImportFinished, ImportStarted, SavepointCreated};
 use fencepost::v1::ImportPipelineRequest;
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
@@ -18,11 +19,20 @@ use super::{Backend, facts, history};
 use crate::error::Refusal;
 use crate::ops::BadSnapshot;
 use crate::ops::transfer::{self, Contents, Export};
-use crate::sequencer::Decision;
-use crate::state::{ImportVerdict, check_asked_by, check_pipeline};
+use crate::sequencer::{Decided, Decision, Permit};
+use crate::state::{ImportVerdict, State, check_asked_by, check_pipeline};
 
 /// What a fact may have beyond the request that it was once: digest, numbers, times.
 const FACT_EXTRA_BYTES: usize = 64 << 10;
+
+/// Facts that are read ahead of those that are decided.
+const FACTS_AHEAD: usize = 4;
+
+/// Facts that are decided and not durable yet.
+const STEPS_MAX: usize = 256;
+
+/// How often room for a fact is asked for, until patience ends.
+const PERMIT_TRIES: u32 = 1_200;
 
 /// Takes in a pipeline, and answers its name here and what it has.
 pub(super) async fn import(
@@ -81,7 +91,7 @@ async fn receive(
 /// Appends the facts of an export. What an earlier try of the same file has appended is passed over.
 async fn take_in(backend: &Backend, export: Export, started: ImportStarted) -> Result<(), Status> {
     let (name, digest) = (started.pipeline.clone(), started.digest.clone());
-    let begin = move |state: &crate::state::State, _| {
+    let begin = move |state: &State, _| {
         Ok(match state.evaluate_import_start(started)? {
             ImportVerdict::Start(started) => Decision { fact: Some(Kind::ImportStarted(started)), answer: () },
             ImportVerdict::GoOn(_) => Decision { fact: None, answer: () },
@@ -89,8 +99,7 @@ async fn take_in(backend: &Backend, export: Export, started: ImportStarted) -> R
     };
     backend.sequencer.decide(0, begin).await.map_err(status)?;
     let named = export.named.clone();
-    let mut places = BTreeMap::new();
-    let (sender, mut read) = mpsc::channel::<Result<(Lsn, Fact), BadSnapshot>>(64);
+    let (sender, mut read) = mpsc::channel::<Result<(Lsn, Fact), BadSnapshot>>(FACTS_AHEAD);
     // Ends by itself when the receiver is gone.
     tokio::task::spawn_blocking(move || {
         for fact in export.facts() {
@@ -99,56 +108,99 @@ async fn take_in(backend: &Backend, export: Export, started: ImportStarted) -> R
             }
         }
     });
+    let (waiting, places) = (VecDeque::new(), BTreeMap::new());
+    let mut steps = Steps { backend, named, places, waiting, before: None };
     while let Some(fact) = read.recv().await {
         let (source, fact) = fact.map_err(|error| status(bad_file(error)))?;
         let bytes = fact.encoded_len();
-        let Some(kind) = fact.kind else { continue };
-        let place = match &kind {
-            Kind::SavepointCreated(created) => match places.get(&created.checkpoint_lsn) {
-                Some(lsn) => Some(*lsn),
-                // From an earlier try.
-                None => {
-                    history::imported_place(backend, &name, &created.branch, created.sequence).await.map_err(status)?
-                }
-            },
-            _ => None,
-        };
-        let decided = match transfer::renamed(kind, &name, |_| place) {
-            Kind::Imported(imported) => {
-                let judge = move |state: &crate::state::State, _| {
-                    let fact = state.evaluate_imported(imported)?.map(Kind::Imported);
-                    Ok(Decision { fact, answer: () })
-                };
-                backend.sequencer.decide(bytes, judge).await
+        let kind = match fact.kind {
+            Some(Kind::ImportFinished(_)) => {
+                Kind::ImportFinished(ImportFinished { pipeline: name.clone(), digest: digest.clone() })
             }
-            Kind::SavepointCreated(created) => {
-                let judge = move |state: &crate::state::State, _| {
-                    let fact = state.evaluate_imported_savepoint(created)?.map(Kind::SavepointCreated);
-                    Ok(Decision { fact, answer: () })
-                };
-                backend.sequencer.decide(bytes, judge).await
+            Some(Kind::SavepointCreated(created)) => {
+                let place = steps.place(&name, &created).await.map_err(status)?;
+                transfer::renamed(Kind::SavepointCreated(created), &name, |_| place)
             }
-            Kind::PolicySet(set) => {
-                let judge = move |state: &crate::state::State, _| {
-                    let fact = state.evaluate_imported_policy(set)?.map(Kind::PolicySet);
-                    Ok(Decision { fact, answer: () })
-                };
-                backend.sequencer.decide(bytes, judge).await
-            }
-            Kind::ImportFinished(_) => {
-                let (name, digest) = (name.clone(), digest.clone());
-                let judge = move |state: &crate::state::State, _| {
-                    let fact = state.evaluate_import_finish(&name, &digest)?.map(Kind::ImportFinished);
-                    Ok(Decision { fact, answer: () })
-                };
-                backend.sequencer.decide(bytes, judge).await
-            }
+            Some(kind @ (Kind::Imported(_) | Kind::PolicySet(_))) => transfer::renamed(kind, &name, |_| None),
             _ => continue,
         };
-        let decided = decided.map_err(status)?;
-        if named.contains_key(&source.as_u64()) {
-            places.extend(decided.lsn.map(|lsn| (source.as_u64(), lsn)));
+        steps.take(source, kind, bytes).await.map_err(status)?;
+    }
+    steps.finish().await.map_err(status)
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Decided<Permit>, Refusal>> + Send>>;
+
+/// The facts of an import on their way, several at a time, so that they share their writes.
+struct Steps<'a> {
+    backend: &'a Backend,
+    /// The checkpoints that savepoints name, by their places in the file.
+    named: BTreeMap<u64, (String, u64)>,
+    /// Where those are here, as far as this try has taken them in.
+    places: BTreeMap<u64, Lsn>,
+    /// What is not answered yet, in order, by the places in the file.
+    waiting: VecDeque<(u64, Answer)>,
+    /// The newest of them.
+    before: Option<Kind>,
+}
+
+impl Steps<'_> {
+    /// Sends the next fact on its way.
+    async fn take(&mut self, source: Lsn, kind: Kind, bytes: usize) -> Result<(), Refusal> {
+        while self.waiting.len() >= STEPS_MAX {
+            self.answered().await?;
+        }
+        let permit = self.permit(bytes).await?;
+        // It shares its bytes with the fact itself.
+        let before = self.before.replace(kind.clone());
+        let judge = move |state: &State, _| {
+            Ok(Decision { fact: state.evaluate_import_step(kind, before.as_ref())?, answer: permit })
+        };
+        let answer = self.backend.sequencer.decide(bytes, judge);
+        self.waiting.push_back((source.as_u64(), Box::pin(answer)));
+        Ok(())
+    }
+
+    /// Waits for the answer to the oldest.
+    async fn answered(&mut self) -> Result<(), Refusal> {
+        let Some((source, answer)) = self.waiting.pop_front() else { return Ok(()) };
+        let Decided { lsn, .. } = answer.await?;
+        if self.named.contains_key(&source) {
+            self.places.extend(lsn.map(|lsn| (source, lsn)));
+        }
+        Ok(())
+    }
+
+    /// Waits for all answers.
+    async fn finish(&mut self) -> Result<(), Refusal> {
+        while !self.waiting.is_empty() {
+            self.answered().await?;
+        }
+        Ok(())
+    }
+
+    /// Room for a fact among the requests in hand. An import waits for it: its own facts come first, then those of others.
+    async fn permit(&mut self, bytes: usize) -> Result<Permit, Refusal> {
+        let bytes = bytes.min(self.backend.config.in_flight_bytes_max);
+        for _ in 0..PERMIT_TRIES {
+            match self.backend.sequencer.permit(bytes) {
+                Ok(permit) => return Ok(permit),
+                Err(_) if !self.waiting.is_empty() => self.finish().await?,
+                Err(_) => tokio::time::sleep(PATIENCE / PERMIT_TRIES).await,
+            }
+        }
+        self.backend.sequencer.permit(bytes)
+    }
+
+    /// Where the checkpoint is that a savepoint names.
+    async fn place(&mut self, pipeline: &str, created: &SavepointCreated) -> Result<Option<Lsn>, Refusal> {
+        if !self.places.contains_key(&created.checkpoint_lsn) {
+            self.finish().await?;
+        }
+        match self.places.get(&created.checkpoint_lsn) {
+            Some(lsn) => Ok(Some(*lsn)),
+            // From an earlier try.
+            None => history::imported_place(self.backend, pipeline, &created.branch, created.sequence).await,
         }
     }
-    Ok(())
 }
