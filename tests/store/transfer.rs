@@ -134,6 +134,21 @@ async fn an_export_with_a_commit_that_a_store_has_no_room_for_is_refused_as_a_wh
     target.close().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pieces_of_an_import_have_any_length_and_the_first_may_have_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    commit_all(&store.client(), 1, 3).await;
+    let file = exported(&store.client()).await;
+    let piece = |data: &[u8]| ImportPipelineRequest { data: data.to_vec().into(), ..ImportPipelineRequest::default() };
+    let first = ImportPipelineRequest { pipeline: "prod/copy".to_owned(), ..ImportPipelineRequest::default() };
+    let (head, tail) = file.split_at(700);
+    let pieces = tokio_stream::iter([first, piece(&[]), piece(head), piece(&[]), piece(tail)]);
+    let imported = MaintenanceServiceClient::new(store.channel()).import_pipeline(pieces).await.unwrap().into_inner();
+    assert_eq!((&*imported.pipeline, imported.checkpoints), ("prod/copy", 3));
+    store.close().await.unwrap();
+}
+
 /// Tries until it is no longer refused because of another.
 async fn in_turn<T>(mut work: impl AsyncFnMut() -> Result<T, fencepost_client::Error>) -> T {
     let tries = async {

@@ -44,7 +44,8 @@ pub(super) async fn import(
     if !first.pipeline.is_empty() {
         check_pipeline("pipeline", &first.pipeline).map_err(status)?;
     }
-    let file = Arc::new(Scratch::new(backend));
+    let creating = backend.clone();
+    let file = Arc::new(facts::blocking(move || Scratch::create(&creating)).await?);
     let digest = receive(&file, first.data.clone(), pieces).await?;
     let opened = Arc::clone(&file);
     let export = facts::blocking(move || Export::open(&*opened.backend.disk, &opened.path).map_err(bad_file));

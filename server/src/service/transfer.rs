@@ -59,13 +59,20 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// A name for a file.
     pub(super) fn new(backend: &Backend) -> Scratch {
         Scratch { backend: backend.clone(), path: transfer_file(&backend.config.data_dir) }
     }
 
+    /// A file that is empty.
+    pub(super) fn create(backend: &Backend) -> Result<Scratch, Refusal> {
+        let scratch = Scratch::new(backend);
+        backend.disk.create(&scratch.path).map_err(|source| scratch.failed("create", source))?;
+        Ok(scratch)
+    }
+
     pub(super) fn write(&self, piece: &[u8], at: u64) -> Result<(), Refusal> {
-        let disk = &self.backend.disk;
-        let file = if at == 0 { disk.create(&self.path) } else { disk.open_rw(&self.path) };
+        let file = self.backend.disk.open_rw(&self.path);
         file.and_then(|file| file.write_at(piece, at)).map_err(|source| self.failed("write", source))
     }
 
