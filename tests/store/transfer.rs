@@ -17,7 +17,7 @@ use fencepost_server::ops::restore::Through;
 use prost::Message as _;
 
 use crate::snapshot::restore_to;
-use crate::support::{PIPELINE, commit_all, config, leftovers, open, state, until, worker};
+use crate::support::{PIPELINE, commit_all, config, copy_store, leftovers, open, state, until, worker};
 
 async fn exported(client: &Client) -> Vec<u8> {
     let mut file = Vec::new();
@@ -147,6 +147,38 @@ async fn the_pieces_of_an_import_have_any_length_and_the_first_may_have_none() {
     let imported = MaintenanceServiceClient::new(store.channel()).import_pipeline(pieces).await.unwrap().into_inner();
     assert_eq!((&*imported.pipeline, imported.checkpoints), ("prod/copy", 3));
     store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_of_what_is_damaged_is_refused_and_says_where() {
+    let dir = crate::support::scratch();
+    let made = dir.path().join("data");
+    let store = open(&made).await.unwrap();
+    store.client().pipeline(PIPELINE).set_policy(Policy::new().keep_last(1_000)).send().await.unwrap();
+    commit_all(&store.client(), 1, 10).await;
+    let bulk = worker(&store.client(), 1).await;
+    for state in 0..8 {
+        bulk.commit(Checkpoint::at("bulk").state(vec![state; 1 << 20])).await.unwrap();
+    }
+    // A start reads what the hot state does not cover, and refuses damage there.
+    until(&store, |it| it.store.as_ref().is_some_and(|it| it.state_lsn > 0)).await;
+    store.close().await.unwrap();
+    let (data, name) = (dir.path().join("damaged"), "log/00000000000000000001.seg");
+    let good = std::fs::read(made.join(name)).unwrap();
+    for at in (512..12_000).step_by(331).chain((12_000..good.len()).step_by(1_500_000)) {
+        copy_store(&made, &data);
+        std::fs::remove_file(data.join(name)).unwrap();
+        let mut bytes = good.clone();
+        bytes[at] ^= 4;
+        std::fs::write(data.join(name), bytes).unwrap();
+        let store = open(&data).await.unwrap();
+        let refused = store.client().export_pipeline(PIPELINE, Vec::new()).await.unwrap_err();
+        assert_eq!(refused.reason(), Some(Reason::Corrupt), "byte {at}: {refused}");
+        let text = refused.to_string();
+        assert!(text.contains(name) && text.contains("is damaged at offset"), "byte {at}: {text}");
+        store.close().await.unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 }
 
 /// Tries until it is no longer refused because of another.
