@@ -138,6 +138,8 @@ async fn inner_full_of_life() {
     println!("{:?}", told.store);
     assert_goes_on_without_room(&store, &mut driver).await;
     let truth = driver.known.ask(&store.channel()).await;
+    let export = store.client().export_pipeline("prod/live", Vec::new()).await.expect_err("there is no room");
+    assert_eq!(export.reason(), Some(fencepost::Reason::NoSpace), "{export}");
 
     // For a while nothing changes.
     for _ in 0..20 {

@@ -220,6 +220,7 @@ async fn an_export_of_a_newer_format_is_refused() {
     let bytes = std::io::Cursor::new(std::fs::read(&file).unwrap());
     let refused = store.client().import_pipeline(bytes).pipeline("prod/copy").send().await.unwrap_err();
     assert_eq!(refused.reason(), Some(Reason::InvalidField));
-    assert!(refused.to_string().contains(FOUND), "{refused}");
+    assert!(refused.to_string().contains(&format!("the file that was sent {FOUND}")), "{refused}");
+    assert_eq!(refused.refusal().unwrap().metadata()["newer_format"], "3", "the command line exits with 78 by this");
     store.close().await.unwrap();
 }

@@ -15,7 +15,7 @@ use fencepost_server::ops::{BadSnapshot, Manifest};
 
 use crate::support::{PIPELINE, SEGMENT_BYTES, commit_all, files_in, open, state};
 
-fn restore_to(snapshot: &Path, data_dir: &Path, through: Through) -> Result<Restored, BadSnapshot> {
+pub(crate) fn restore_to(snapshot: &Path, data_dir: &Path, through: Through) -> Result<Restored, BadSnapshot> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let wanted = Restore {
         snapshot: snapshot.to_owned(),

@@ -21,7 +21,7 @@ pub(crate) const IN_DOUBT: u8 = 74;
 pub(crate) const LEASE_HELD: u8 = 75;
 /// The worker was replaced and must not go on.
 pub(crate) const FENCED: u8 = 77;
-/// A setting is wrong.
+/// A setting is wrong, or a newer version is needed.
 pub(crate) const CONFIG: u8 = 78;
 
 /// The part of `--help` about exit codes.
@@ -37,11 +37,14 @@ Exit codes:
       failed
   75  somebody else holds the lease: try again later
   77  fenced: another worker has the branch now
-  78  a setting is wrong
+  78  a setting is wrong, or a file was written by a newer version
 `fencepost run` exits with the code of its command where that is not 0.";
 
 /// The code for an error of the client.
 pub(super) fn code(error: &Error) -> u8 {
+    if error.refusal().is_some_and(|refusal| refusal.metadata().contains_key("newer_format")) {
+        return CONFIG;
+    }
     match error.reason() {
         Some(Reason::Fenced | Reason::StaleGeneration) => return FENCED,
         Some(Reason::LeaseHeld) => return LEASE_HELD,

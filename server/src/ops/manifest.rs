@@ -10,7 +10,8 @@ use fencepost::Lsn;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
-use crate::log::{CopyError, OpenError, SegmentFileError};
+use crate::log::{CopyError, Damage, OpenError, ReadError, SegmentFileError};
+use crate::upkeep::ReplayError;
 
 /// The manifest's name in the snapshot's directory.
 pub const MANIFEST: &str = "MANIFEST.json";
@@ -112,11 +113,26 @@ pub enum BadSnapshot {
     Stopped,
 }
 
+impl BadSnapshot {
+    /// Whether there was no room for what was to be written.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, BadSnapshot::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
 impl From<SegmentFileError> for BadSnapshot {
     fn from(error: SegmentFileError) -> BadSnapshot {
         match error {
+            SegmentFileError::Corrupt(Damage { file, offset, what, .. }) => {
+                BadSnapshot::Damaged { file, what: format!("damaged at offset {offset}: {what}") }
+            }
             SegmentFileError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
-            error => BadSnapshot::Log(error.to_string()),
+            SegmentFileError::Another { file, what } => {
+                BadSnapshot::Damaged { file, what: format!("not the file that is wanted: {what}") }
+            }
+            SegmentFileError::TooLong { .. } => BadSnapshot::Refused(error.to_string()),
+            SegmentFileError::Io { action, path, source } => BadSnapshot::Io { action, path, source },
         }
     }
 }
@@ -125,6 +141,7 @@ impl From<OpenError> for BadSnapshot {
     fn from(error: OpenError) -> BadSnapshot {
         match error {
             OpenError::NewerFormat { file, found, supported } => BadSnapshot::Newer { file, found, supported },
+            OpenError::Io { action, path, source } => BadSnapshot::Io { action, path, source },
             error => BadSnapshot::Log(error.to_string()),
         }
     }
@@ -134,9 +151,31 @@ impl From<CopyError> for BadSnapshot {
     fn from(error: CopyError) -> BadSnapshot {
         match error {
             CopyError::Source(error) => error.into(),
+            // Not a file that somebody gave, but one of the log that is copied.
+            CopyError::File(SegmentFileError::Corrupt(damage)) => BadSnapshot::Log(damage.to_string()),
             CopyError::File(error) => error.into(),
             CopyError::TooEarly { .. } | CopyError::TooLate { .. } => BadSnapshot::Refused(error.to_string()),
-            CopyError::NotEmpty { .. } | CopyError::Stopped => BadSnapshot::Log(error.to_string()),
+            CopyError::NotEmpty { dir, found } => BadSnapshot::NotEmpty { dir, found },
+            CopyError::Stopped => BadSnapshot::Stopped,
+        }
+    }
+}
+
+impl From<ReadError> for BadSnapshot {
+    fn from(error: ReadError) -> BadSnapshot {
+        match error {
+            ReadError::Io { file, source, .. } => BadSnapshot::Io { action: "read", path: file, source },
+            error => BadSnapshot::Log(error.to_string()),
+        }
+    }
+}
+
+impl From<ReplayError> for BadSnapshot {
+    fn from(error: ReplayError) -> BadSnapshot {
+        match error {
+            ReplayError::Read(error) => error.into(),
+            ReplayError::Stopped => BadSnapshot::Stopped,
+            error => BadSnapshot::Log(error.to_string()),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A marker file is there from the first step to the last, so that what a crash leaves behind is never taken for a store.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::manifest::{BadSnapshot, Manifest, io_error};
 use super::snapshot::{INDEX_DIR, LOG_DIR, last_lsn, must_be_empty};
 use crate::clock::{Clock, random_id};
 use crate::disk::Disk;
-use crate::log::{self, Inspector, Log, LogConfig};
+use crate::log::{self, Inspector, Log, LogConfig, LogError};
 
 /// The name of the file that says that a restore has not come to its end.
 pub const MARKER: &str = "RESTORING";
@@ -104,7 +105,6 @@ pub fn restore(
         disk.sync_dir(parent).map_err(io_error("sync the directory", parent))?;
     }
     disk.create_dir_all(&log_dir).map_err(io_error("create", &log_dir))?;
-    let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
     match through {
         Some(through) => {
             log::copy_through(&**disk, &snapshot.join(LOG_DIR), &log_dir, through)?;
@@ -121,7 +121,7 @@ pub fn restore(
     }
     let log = Log::open(Arc::clone(disk), &log_dir, config, clock.clone(), random_id())?;
     let kept = match through {
-        Some(_) => last_lsn(&log, log.last_index()).map_err(|error| log_error(&error))?,
+        Some(_) => last_lsn(&log, log.last_index())?,
         None => manifest.lsn(),
     };
     let started = GenerationStarted {
@@ -130,7 +130,12 @@ pub fn restore(
         actor: restore.actor.clone(),
         reason: restore.reason.clone(),
     };
-    append(&log, clock, Kind::GenerationStarted(started)).map_err(|error| log_error(&error))?;
+    append(&log, clock, Kind::GenerationStarted(started)).map_err(|error| match error {
+        LogError::NoSpace { .. } => {
+            io_error("write to", &log_dir)(io::Error::new(io::ErrorKind::StorageFull, error.to_string()))
+        }
+        error => io_error("write to", &log_dir)(io::Error::other(error.to_string())),
+    })?;
     log.close();
     disk.remove(&marker).map_err(io_error("remove", &marker))?;
     disk.sync_dir(data_dir).map_err(io_error("sync the directory", data_dir))?;

@@ -55,9 +55,9 @@ pub fn create(
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         copied => copied.map_err(io_error("copy", &state))?,
     };
-    let taken = log.snapshot_into(&log_dir, pace).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let taken = log.snapshot_into(&log_dir, pace)?;
     bytes_copied += taken.files.iter().filter(|file| !file.linked).map(|file| file.bytes).sum::<u64>();
-    let last = last_lsn(log, taken.last_index).map_err(|error| BadSnapshot::Log(error.to_string()))?;
+    let last = last_lsn(log, taken.last_index)?;
 
     let mut names: Vec<String> = disk.list(&log_dir).map_err(io_error("list", &log_dir))?;
     for name in &mut names {

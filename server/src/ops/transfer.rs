@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -48,12 +48,11 @@ pub fn export(
     file: &Path,
     pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Contents, BadSnapshot> {
-    let log_error = |error: &dyn std::fmt::Display| BadSnapshot::Log(error.to_string());
     // What is judged here must still be there when it is read.
     let _still = log.hold_compaction();
     let through = log.last_index();
     let mut state = hot_state::load(disk, data_dir, log).unwrap_or_default();
-    replay(log, &mut state, through, |_, _| pace(0)).map_err(|error| log_error(&error))?;
+    replay(log, &mut state, through, |_, _| pace(0))?;
     let known = state.pipeline(pipeline);
     if known.is_none_or(crate::state::Pipeline::is_importing) {
         return Err(BadSnapshot::Refused(format!("there is no pipeline '{pipeline}', or it is being imported itself")));
@@ -66,11 +65,11 @@ pub fn export(
         first_index: LogIndex(1),
         judged_at: Lsn::ZERO,
     };
-    let mut writer = SegmentFileWriter::create(&**disk, file, &label).map_err(|error| log_error(&error))?;
+    let mut writer = SegmentFileWriter::create(&**disk, file, &label)?;
     let mut index = LogIndex(1);
     let mut push = |index: LogIndex, facts: &[(u16, Vec<u8>)]| {
         let facts: Vec<(u16, &[u8])> = facts.iter().map(|(ordinal, payload)| (*ordinal, &payload[..])).collect();
-        writer.push(index, LogIndex::ZERO, 0, &facts).map_err(|error| log_error(&error))
+        writer.push(index, LogIndex::ZERO, 0, &facts)
     };
     let started = ImportStarted {
         pipeline: pipeline.to_owned(),
@@ -87,7 +86,7 @@ pub fn export(
     let mut places: BTreeMap<Lsn, Lsn> = savepoints.map(|(_, savepoint)| (savepoint.lsn, Lsn::ZERO)).collect();
     index = index.next();
     for entry in log.entries(LogIndex(1)) {
-        let entry = entry.map_err(|error| log_error(&error))?;
+        let entry = entry?;
         if entry.index > through {
             break;
         }
@@ -95,7 +94,8 @@ pub fn export(
         for (ordinal, payload) in entry.facts {
             bytes += payload.len() as u64;
             let lsn = Lsn::new(entry.index, ordinal);
-            let fact = Fact::decode(payload).map_err(|error| log_error(&error))?;
+            let undecodable = |error| BadSnapshot::Log(format!("the fact at LSN {lsn} does not decode: {error}"));
+            let fact = Fact::decode(payload).map_err(undecodable)?;
             if fact.pipeline() == Some(pipeline)
                 && let Some(mut kind) = exported(&state, lsn, &fact, &mut commits, &mut contents)
             {
@@ -118,7 +118,7 @@ pub fn export(
     }
     let finished = ImportFinished { pipeline: pipeline.to_owned(), digest: Bytes::new() };
     push(index, &[(0, encoded(0, Kind::ImportFinished(finished)))])?;
-    writer.finish(index).map_err(|error| log_error(&error))?;
+    writer.finish(index)?;
     contents.branches =
         known.map_or(0, |known| known.branches_after("").filter(|(_, it)| it.head().is_some()).count()) as u64;
     Ok(contents)
@@ -185,7 +185,7 @@ fn encoded(at_ms: u64, kind: Kind) -> Vec<u8> {
 /// An export file that was found whole.
 #[derive(Debug)]
 pub struct Export {
-    reader: SegmentFileReader,
+    facts: Facts,
     /// What it holds.
     pub contents: Contents,
     /// Its first fact.
@@ -200,35 +200,40 @@ impl Export {
     /// Reads all of a file, checks every field, and takes its facts into a state of its own, so that what an import appends
     /// fits for certain. Blocks.
     pub fn open(disk: &dyn Disk, file: &Path) -> Result<Export, BadSnapshot> {
-        let open = || SegmentFileReader::open(disk, file, Content::Export, None).map_err(BadSnapshot::from);
+        let facts = || {
+            let reader = SegmentFileReader::open(disk, file, Content::Export, None)?;
+            Ok::<_, BadSnapshot>(Facts { reader, file: file.to_owned(), rest: Vec::new() })
+        };
         let damaged = |what: String| BadSnapshot::Damaged { file: file.to_owned(), what };
         let (mut admission, mut fact_bytes) = (Admission::new(), 0);
-        for fact in (Facts { reader: open()?, rest: Vec::new() }) {
-            let (lsn, fact) = fact.map_err(damaged)?;
+        for fact in facts()? {
+            let (lsn, fact) = fact?;
             fact_bytes = fact_bytes.max(fact.encoded_len());
             admission
                 .take(lsn, fact)
                 .map_err(|what| damaged(format!("the fact at LSN {lsn} cannot be taken in: {what}")))?;
         }
         let Admitted { contents, started, named } = admission.finish().map_err(damaged)?;
-        Ok(Export { reader: open()?, contents, started, named, fact_bytes })
+        Ok(Export { facts: facts()?, contents, started, named, fact_bytes })
     }
 
     /// Its facts, in order. Blocks as they are read.
-    pub fn facts(self) -> impl Iterator<Item = Result<(Lsn, Fact), String>> {
-        Facts { reader: self.reader, rest: Vec::new() }
+    pub fn facts(self) -> impl Iterator<Item = Result<(Lsn, Fact), BadSnapshot>> {
+        self.facts
     }
 }
 
 /// The facts of a segment file.
+#[derive(Debug)]
 struct Facts {
     reader: SegmentFileReader,
+    file: PathBuf,
     /// Of the present entry, the next one last.
     rest: Vec<(Lsn, Bytes)>,
 }
 
 impl Iterator for Facts {
-    type Item = Result<(Lsn, Fact), String>;
+    type Item = Result<(Lsn, Fact), BadSnapshot>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.rest.is_empty() {
@@ -237,11 +242,15 @@ impl Iterator for Facts {
                     let facts = entry.facts.into_iter().rev();
                     self.rest.extend(facts.map(|(ordinal, payload)| (Lsn::new(entry.index, ordinal), payload)));
                 }
-                Err(error) => return Some(Err(error.to_string())),
+                Err(error) => return Some(Err(error.into())),
             }
         }
         let (lsn, payload) = self.rest.pop()?;
-        Some(Fact::decode(payload).map(|fact| (lsn, fact)).map_err(|error| error.to_string()))
+        let undecodable = |error| {
+            let what = format!("the fact at LSN {lsn} does not decode: {error}");
+            BadSnapshot::Damaged { file: self.file.clone(), what }
+        };
+        Some(Fact::decode(payload).map(|fact| (lsn, fact)).map_err(undecodable))
     }
 }
 
@@ -320,6 +329,33 @@ mod tests {
         }
         disk.sync_dir(log_dir).unwrap();
         Log::open(Arc::clone(disk), log_dir, LogConfig::for_upkeep(256 << 10), Clock::manual(), Uuid::nil()).unwrap()
+    }
+
+    #[test]
+    fn an_export_says_that_there_is_no_room_and_what_the_disk_says() {
+        use crate::disk::sim::{Lasting, Operation};
+        use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, StorageFull};
+
+        let sim = SimDisk::new();
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let created = ClusterCreated { cluster_id: Uuid::nil().to_string(), generation: 1 };
+        let log =
+            log(&disk, &[(9, &[(1, Kind::ClusterCreated(created)), (2, committed(1)), (3, savepoint("a", 1, 2))])]);
+        let export = |file| {
+            export(&disk, Path::new("/data"), &log, PIPELINE, Path::new(file), &mut |_| ControlFlow::Continue(()))
+        };
+        for (file, kind) in [("/a", StorageFull), ("/b", QuotaExceeded), ("/c", PermissionDenied)] {
+            sim.fail(Operation::Write, 1, Lasting::Forever, kind);
+            let failed = export(file).unwrap_err();
+            assert!(matches!(&failed, BadSnapshot::Io { path, .. } if path == Path::new(file)), "{failed:?}");
+            assert_eq!(failed.is_full(), kind != PermissionDenied, "{failed:?}");
+            sim.heal();
+        }
+        export("/d").unwrap();
+        // What another disk says while the file is read is no damage.
+        sim.fail(Operation::Read, 1, Lasting::Forever, PermissionDenied);
+        let failed = Export::open(&*disk, Path::new("/d")).unwrap_err();
+        assert!(matches!(failed, BadSnapshot::Io { .. }), "{failed:?}");
     }
 
     #[test]

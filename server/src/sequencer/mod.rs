@@ -374,20 +374,21 @@ impl Sequencer {
 
     /// Decides something rare. `decide` looks at the state and the wall clock on the sequencer's thread; the fact that it
     /// makes has at most so many bytes beyond a few KiB of names, and the answer comes once all that it saw is durable.
-    pub async fn decide<T: Send + 'static>(
-        &self,
-        bytes: usize,
-        decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
-    ) -> Result<Decided<T>, Refusal> {
-        self.ask(|reply| {
-            let decide: DecideWork = Box::new(move |core| match core {
-                Some(core) => core.decide_rare(decide, reply),
-                // A caller that is gone does not hear it.
-                None => drop(reply.send(Err(core::shutting_down()))),
-            });
-            Work::Decide { bytes, decide }
-        })
-        .await
+    ///
+    /// It is in the queue when this returns: several that are asked for one after the other are decided in that order.
+    pub fn decide<T, D>(&self, bytes: usize, decide: D) -> impl Future<Output = Result<Decided<T>, Refusal>> + use<T, D>
+    where
+        T: Send + 'static,
+        D: FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let decide: DecideWork = Box::new(move |core| match core {
+            Some(core) => core.decide_rare(decide, reply),
+            // A caller that is gone does not hear it.
+            None => drop(reply.send(Err(core::shutting_down()))),
+        });
+        self.send(Work::Decide { bytes, decide });
+        answered(answer)
     }
 
     /// From now on nobody waits for a lease: the server is about to stop.

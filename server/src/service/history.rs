@@ -47,6 +47,21 @@ pub(super) async fn place(
     Ok(found.first().map(|(_, lsn)| *lsn))
 }
 
+/// Where a checkpoint of a pipeline is that is being imported. All that is there of it counts as retained, also what is
+/// older than the policy keeps and has no savepoint yet.
+pub(super) async fn imported_place(
+    backend: &Backend,
+    pipeline: &str,
+    branch: &str,
+    sequence: u64,
+) -> Result<Option<Lsn>, Refusal> {
+    let (pipeline, branch) = (pipeline.to_owned(), branch.to_owned());
+    let look = move |view: &View| Ok(view.index.history(&pipeline, &branch, [sequence]));
+    let (history, _) = backend.sequencer.read(look).await?;
+    let places = history.complete(&backend.cold).await.map_err(refusal)?;
+    Ok(places.first().map(|place| place.lsn))
+}
+
 /// Where a commit with this id is whose checkpoints are retained, however old it is.
 pub(super) async fn commit_id(backend: &Backend, pipeline: &str, commit_id: &str) -> Result<Option<Lsn>, Refusal> {
     let (pipeline, commit_id) = (pipeline.to_owned(), commit_id.to_owned());

@@ -2,42 +2,27 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use bytes::Bytes;
-use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Fact, ImportStarted};
+use fencepost::Reason;
 use fencepost::v1::maintenance_service_server::MaintenanceService;
 use fencepost::v1::{
     ClusterRef, CompactRequest, CompactResponse, CreateSnapshotRequest, CreateSnapshotResponse, ExportPipelineRequest,
     ExportPipelineResponse, Header, ImportPipelineRequest, ImportPipelineResponse,
 };
-use fencepost::{Lsn, Reason};
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::status;
-use super::{Backend, facts, history};
+use super::transfer::{Turns, refusal};
+use super::{Backend, export, import};
 use crate::error::Refusal;
-use crate::ops::open::transfer_file;
-use crate::ops::transfer::{self, Export};
-use crate::ops::{BadSnapshot, snapshot};
-use crate::sequencer::Decision;
-use crate::state::{ImportVerdict, check_asked_by, check_pipeline};
+use crate::ops::snapshot;
+use crate::ops::transfer::Contents;
+use crate::state::check_pipeline;
 use crate::upkeep::Progress;
 
-/// Size of a piece of an export.
-const PIECE_BYTES: usize = 256 << 10;
-
-/// What a fact may have beyond the request that it was once: digest, numbers, times.
-const FACT_EXTRA_BYTES: usize = 64 << 10;
-
-/// Pieces of an export that wait for a caller who reads slowly.
-const PIECES_AHEAD: usize = 4;
-
-pub(super) struct Service(pub(super) Backend);
+pub(super) struct Service(pub(super) Backend, pub(super) Turns);
 
 #[tonic::async_trait]
 impl MaintenanceService for Service {
@@ -111,16 +96,8 @@ impl MaintenanceService for Service {
         });
         let ((), seen) = checked.await.map_err(status)?;
         let header = self.0.sequencer.header(seen);
-        let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
-        let backend = self.0.clone();
-        tokio::task::spawn_blocking(move || {
-            let file = Scratch::new(&backend);
-            if let Err(error) = export(&backend, &header, &pipeline, &file, &sender) {
-                // A caller who has left does not hear it.
-                drop(sender.blocking_send(Err(status(refusal(&error)))));
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let turn = self.1.export().map_err(status)?;
+        Ok(Response::new(export::begin(self.0.clone(), header, pipeline, turn)))
     }
 
     async fn import_pipeline(
@@ -131,40 +108,11 @@ impl MaintenanceService for Service {
         let missing = || status(Refusal::field(Reason::InvalidField, "data", "", "the pieces of an export file"));
         let first = pieces.message().await?.ok_or_else(missing)?;
         let header = self.header(first.cluster.clone()).await?;
-        check_asked_by(&first.actor, &first.reason).map_err(status)?;
-        if !first.pipeline.is_empty() {
-            check_pipeline("pipeline", &first.pipeline).map_err(status)?;
-        }
-        let file = Arc::new(Scratch::new(&self.0));
-        let digest = self.receive(&file, first.data.clone(), &mut pieces).await?;
-        let opened = Arc::clone(&file);
-        let export =
-            facts::blocking(move || Export::open(&*opened.backend.disk, &opened.path).map_err(|it| refusal(&it)));
-        let export = export.await?;
-        let fact_bytes_max = self.0.config.request_bytes_max + FACT_EXTRA_BYTES;
-        if export.fact_bytes > fact_bytes_max {
-            let expected = format!("at most {fact_bytes_max} bytes in a fact: raise request_bytes_max of this server");
-            let found = format!("a fact of {} bytes", export.fact_bytes);
-            return Err(status(Refusal::field(Reason::TooLarge, "data", found, &expected)));
-        }
-        let name = if first.pipeline.is_empty() { export.contents.pipeline.clone() } else { first.pipeline };
-        check_pipeline("pipeline", &name).map_err(status)?;
-        let started = ImportStarted {
-            pipeline: name.clone(),
-            digest,
-            actor: first.actor,
-            reason: first.reason,
-            ..export.started.clone()
-        };
-        let contents = export.contents.clone();
-        self.import(export, started).await?;
-        Ok(Response::new(ImportPipelineResponse {
-            header: Some(header),
-            pipeline: name,
-            branches: contents.branches,
-            checkpoints: contents.checkpoints,
-            savepoints: contents.savepoints,
-        }))
+        let turn = self.1.import().map_err(status)?;
+        let taken_in = import::import(&self.0, first, &mut pieces).await;
+        drop(turn);
+        let (pipeline, Contents { branches, checkpoints, savepoints, .. }) = taken_in?;
+        Ok(Response::new(ImportPipelineResponse { header: Some(header), pipeline, branches, checkpoints, savepoints }))
     }
 }
 
@@ -173,96 +121,6 @@ impl Service {
         let checked = self.0.sequencer.read(move |view| view.state.check_cluster(cluster.as_ref()));
         let ((), seen) = checked.await.map_err(status)?;
         Ok(self.0.sequencer.header(seen))
-    }
-
-    /// Writes what comes to the file, and returns its BLAKE3 digest.
-    async fn receive(
-        &self,
-        file: &Arc<Scratch>,
-        first: Bytes,
-        pieces: &mut Streaming<ImportPipelineRequest>,
-    ) -> Result<Bytes, Status> {
-        let (mut next, mut at, mut hasher) = (Some(first), 0, blake3::Hasher::new());
-        while let Some(piece) = next {
-            hasher.update(&piece);
-            let (file, length) = (Arc::clone(file), piece.len() as u64);
-            facts::blocking(move || file.write(&piece, at)).await?;
-            at += length;
-            next = pieces.message().await?.map(|request| request.data);
-        }
-        Ok(Bytes::copy_from_slice(hasher.finalize().as_bytes()))
-    }
-
-    /// Appends the facts of an export. What an earlier try of the same file has appended is passed over.
-    async fn import(&self, export: Export, started: ImportStarted) -> Result<(), Status> {
-        let (name, digest) = (started.pipeline.clone(), started.digest.clone());
-        let begin = move |state: &crate::state::State, _| {
-            Ok(match state.evaluate_import_start(started)? {
-                ImportVerdict::Start(started) => Decision { fact: Some(Kind::ImportStarted(started)), answer: () },
-                ImportVerdict::GoOn(_) => Decision { fact: None, answer: () },
-            })
-        };
-        self.0.sequencer.decide(0, begin).await.map_err(status)?;
-        let named = export.named.clone();
-        let mut places = std::collections::BTreeMap::new();
-        let (sender, mut read) = mpsc::channel::<Result<(Lsn, Fact), String>>(64);
-        // Ends by itself when the receiver is gone.
-        tokio::task::spawn_blocking(move || {
-            for fact in export.facts() {
-                if sender.blocking_send(fact).is_err() {
-                    return;
-                }
-            }
-        });
-        while let Some(fact) = read.recv().await {
-            let (source, fact) = fact.map_err(|what| status(Refusal::new(Reason::Corrupt, what)))?;
-            let bytes = fact.encoded_len();
-            let Some(kind) = fact.kind else { continue };
-            let place = |created: &fencepost::log::v1::SavepointCreated| places.get(&created.checkpoint_lsn).copied();
-            let decided = match transfer::renamed(kind, &name, place) {
-                Kind::Imported(imported) => {
-                    let judge = move |state: &crate::state::State, _| {
-                        let fact = state.evaluate_imported(imported)?.map(Kind::Imported);
-                        Ok(Decision { fact, answer: () })
-                    };
-                    self.0.sequencer.decide(bytes, judge).await
-                }
-                Kind::SavepointCreated(created) => {
-                    let judge = move |state: &crate::state::State, _| {
-                        let is_there =
-                            state.pipeline(&created.pipeline).is_some_and(|it| it.savepoint(&created.name).is_some());
-                        Ok(Decision { fact: (!is_there).then_some(Kind::SavepointCreated(created)), answer: () })
-                    };
-                    self.0.sequencer.decide(bytes, judge).await
-                }
-                Kind::PolicySet(set) => {
-                    let judge = move |state: &crate::state::State, _| {
-                        let is_there = state.pipeline(&set.pipeline).is_some_and(|it| it.policy().is_some());
-                        Ok(Decision { fact: (!is_there).then_some(Kind::PolicySet(set)), answer: () })
-                    };
-                    self.0.sequencer.decide(bytes, judge).await
-                }
-                Kind::ImportFinished(_) => {
-                    let (name, digest) = (name.clone(), digest.clone());
-                    let judge = move |state: &crate::state::State, _| {
-                        let fact = state.evaluate_import_finish(&name, &digest)?.map(Kind::ImportFinished);
-                        Ok(Decision { fact, answer: () })
-                    };
-                    self.0.sequencer.decide(bytes, judge).await
-                }
-                _ => continue,
-            };
-            let decided = decided.map_err(status)?;
-            if let Some((branch, sequence)) = named.get(&source.as_u64()) {
-                let there = match decided.lsn {
-                    Some(lsn) => Some(lsn),
-                    // From an earlier try.
-                    None => history::place(&self.0, &name, branch, *sequence).await.map_err(status)?,
-                };
-                places.extend(there.map(|lsn| (source.as_u64(), lsn)));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -299,7 +157,7 @@ fn create_snapshot(
         if *stopping.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let created = snapshot::create(&**disk, log, &config.data_dir, header.generation, dir, clock, &mut pace);
-    let created = created.map_err(|error| status(refusal(&error)))?;
+    let created = created.map_err(|error| status(refusal(&error, Some(dir))))?;
     tracing::info!(dir = %dir.display(), lsn = %created.manifest.lsn(), "made a snapshot");
     Ok(CreateSnapshotResponse {
         header: Some(header.clone()),
@@ -311,82 +169,4 @@ fn create_snapshot(
         bytes: created.manifest.bytes(),
         bytes_copied: created.bytes_copied,
     })
-}
-
-type PieceSender = mpsc::Sender<Result<ExportPipelineResponse, Status>>;
-
-fn export(
-    backend: &Backend,
-    header: &Header,
-    pipeline: &str,
-    file: &Scratch,
-    sender: &PieceSender,
-) -> Result<(), BadSnapshot> {
-    let Backend { disk, log, config, stopping, .. } = backend;
-    let mut pace = |_| {
-        let is_over = sender.is_closed() || *stopping.borrow();
-        if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    transfer::export(disk, &config.data_dir, log, pipeline, &file.path, &mut pace)?;
-    let io = |source| BadSnapshot::Io { action: "read", path: file.path.clone(), source };
-    let open = disk.open(&file.path).map_err(io)?;
-    let (bytes_total, mut at) = (open.size_bytes().map_err(io)?, 0);
-    while at < bytes_total {
-        let mut piece = vec![0; PIECE_BYTES.min((bytes_total - at) as usize)];
-        open.read_at(&mut piece, at).map_err(io)?;
-        at += piece.len() as u64;
-        let piece = ExportPipelineResponse { header: Some(header.clone()), data: piece.into(), bytes_total };
-        if sender.blocking_send(Ok(piece)).is_err() {
-            return Err(BadSnapshot::Stopped);
-        }
-    }
-    Ok(())
-}
-
-/// A file in the data directory that goes with this.
-struct Scratch {
-    backend: Backend,
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(backend: &Backend) -> Scratch {
-        Scratch { backend: backend.clone(), path: transfer_file(&backend.config.data_dir) }
-    }
-
-    fn write(&self, piece: &[u8], at: u64) -> Result<(), Refusal> {
-        let disk = &self.backend.disk;
-        let file = if at == 0 { disk.create(&self.path) } else { disk.open_rw(&self.path) };
-        let written = file.and_then(|file| file.write_at(piece, at));
-        written.map_err(|source| refusal(&BadSnapshot::Io { action: "write", path: self.path.clone(), source }))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // It may never have been made.
-        let _ = self.backend.disk.remove(&self.path);
-    }
-}
-
-/// What a caller is told.
-fn refusal(error: &BadSnapshot) -> Refusal {
-    let reason = match error {
-        BadSnapshot::Damaged { .. } => Reason::IntegrityMismatch,
-        BadSnapshot::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Reason::NoSpace,
-        BadSnapshot::Log(_) => Reason::Corrupt,
-        BadSnapshot::Stopped => Reason::ShuttingDown,
-        BadSnapshot::Newer { .. } | BadSnapshot::NotEmpty { .. } | BadSnapshot::Refused(_) | BadSnapshot::Io { .. } => {
-            Reason::InvalidField
-        }
-    };
-    let refusal = Refusal::new(reason, error.to_string());
-    if let BadSnapshot::Newer { supported, .. } = error {
-        return refusal.with("field", "data").with("expected", format!("a file of a format up to {supported}"));
-    }
-    match reason {
-        Reason::NoSpace | Reason::ShuttingDown => refusal.with("retry_after_ms", 1_000),
-        Reason::InvalidField => refusal.with("field", "directory").with("expected", "a place that can be used"),
-        _ => refusal,
-    }
 }

@@ -6,8 +6,10 @@ mod audit;
 mod checkpoint;
 mod cluster;
 mod commit;
+mod export;
 mod facts;
 mod history;
+mod import;
 mod lease;
 mod maintenance;
 mod oversized;
@@ -16,6 +18,7 @@ mod shape;
 mod status;
 mod store_status;
 mod tail;
+mod transfer;
 
 use std::sync::Arc;
 
@@ -39,6 +42,7 @@ use crate::log::Log;
 use crate::sequencer::Sequencer;
 use crate::upkeep::Upkeep;
 
+use self::transfer::Turns;
 pub use oversized::name_oversized;
 
 /// What the services need of a running server.
@@ -84,7 +88,8 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
         .add_service(LogServiceServer::new(tail::Service(backend.clone())))
         .add_service(
-            MaintenanceServiceServer::new(maintenance::Service(backend.clone())).max_decoding_message_size(bytes_max),
+            MaintenanceServiceServer::new(maintenance::Service(backend.clone(), Turns::new()))
+                .max_decoding_message_size(bytes_max),
         )
         .add_service(ClusterServiceServer::new(cluster::Service(backend)));
     (routes, health)

@@ -1,7 +1,10 @@
 //! What comes from outside of this log: a pipeline from an export file, and a new generation after a restore.
 
 use bytes::Bytes;
-use fencepost::log::v1::{GenerationStarted, ImportFinished, ImportStarted, Imported};
+use fencepost::log::v1::fact::Kind;
+use fencepost::log::v1::{
+    Committed, GenerationStarted, ImportFinished, ImportStarted, Imported, PolicySet, SavepointCreated,
+};
 use fencepost::{Lsn, Reason};
 
 use super::pipeline::Origin;
@@ -37,20 +40,80 @@ impl State {
         Err(Refusal::new(Reason::Exists, message).with("field", "pipeline").with("value", name))
     }
 
+    /// Judges the next fact of an import. `None`: it is there already. `before` is the one that comes before it in the file:
+    /// without that it is refused, because what is missing between two checkpoints would never be asked for again.
+    pub fn evaluate_import_step(&self, kind: Kind, before: Option<&Kind>) -> Result<Option<Kind>, Refusal> {
+        if before.is_some_and(|before| !self.has_imported(before)) {
+            let message = "what comes before it in the file was not taken in: import the file again";
+            return Err(Refusal::new(Reason::HeadMismatch, message));
+        }
+        Ok(match kind {
+            Kind::Imported(imported) => self.evaluate_imported(imported)?.map(Kind::Imported),
+            Kind::SavepointCreated(created) => self.evaluate_imported_savepoint(created)?.map(Kind::SavepointCreated),
+            Kind::PolicySet(set) => self.evaluate_imported_policy(set)?.map(Kind::PolicySet),
+            Kind::ImportFinished(ImportFinished { pipeline, digest }) => {
+                self.evaluate_import_finish(&pipeline, &digest)?.map(Kind::ImportFinished)
+            }
+            // An export has no others.
+            _ => None,
+        })
+    }
+
+    /// Whether a fact of an import is there.
+    fn has_imported(&self, kind: &Kind) -> bool {
+        match kind {
+            Kind::Imported(imported) => imported.commit.iter().all(|commit| self.has_moved(commit)),
+            Kind::SavepointCreated(SavepointCreated { pipeline, name, .. }) => {
+                self.pipeline(pipeline).is_some_and(|known| known.savepoint(name).is_some())
+            }
+            Kind::PolicySet(set) => self.pipeline(&set.pipeline).is_some_and(|known| known.policy().is_some()),
+            _ => true,
+        }
+    }
+
     /// Judges one commit of an import. `None`: it is there already.
-    pub fn evaluate_imported(&self, imported: Imported) -> Result<Option<Imported>, Refusal> {
+    fn evaluate_imported(&self, imported: Imported) -> Result<Option<Imported>, Refusal> {
         let commit = imported.commit.as_ref();
         let commit = commit.ok_or_else(|| Refusal::field(Reason::InvalidField, "commit", "", "a commit"))?;
         self.check_importing(&commit.pipeline)?;
-        let is_there = commit.branches.iter().all(|moved| {
-            let head = self.branch(&commit.pipeline, &moved.branch).and_then(Branch::head);
-            head.is_some_and(|head| head.sequence >= moved.sequence)
-        });
+        let is_there = self.has_moved(commit);
         Ok((!is_there).then_some(imported))
     }
 
+    fn has_moved(&self, commit: &Committed) -> bool {
+        commit.branches.iter().all(|moved| {
+            let head = self.branch(&commit.pipeline, &moved.branch).and_then(Branch::head);
+            head.is_some_and(|head| head.sequence >= moved.sequence)
+        })
+    }
+
+    /// Judges a savepoint of an import. `None`: it is there already.
+    fn evaluate_imported_savepoint(&self, created: SavepointCreated) -> Result<Option<SavepointCreated>, Refusal> {
+        self.check_importing(&created.pipeline)?;
+        let SavepointCreated { pipeline, name, branch, sequence, checkpoint_lsn, .. } = &created;
+        if self.pipeline(pipeline).is_some_and(|known| known.savepoint(name).is_some()) {
+            return Ok(None);
+        }
+        // Without its place the checkpoint would be kept by nobody, and a rewind would lead nowhere.
+        if *checkpoint_lsn == 0 {
+            let message = format!(
+                "checkpoint {sequence} of branch '{branch}' of '{pipeline}', which savepoint '{name}' names, was imported \
+                 and is not found; run 'fencepost verify'"
+            );
+            return Err(Refusal::new(Reason::Corrupt, message).with("branch", branch));
+        }
+        Ok(Some(created))
+    }
+
+    /// Judges the policy of an import. `None`: it is there already.
+    fn evaluate_imported_policy(&self, set: PolicySet) -> Result<Option<PolicySet>, Refusal> {
+        self.check_importing(&set.pipeline)?;
+        let is_there = self.pipeline(&set.pipeline).is_some_and(|known| known.policy().is_some());
+        Ok((!is_there).then_some(set))
+    }
+
     /// Judges the end of an import. `None`: it was finished before.
-    pub fn evaluate_import_finish(&self, pipeline: &str, digest: &Bytes) -> Result<Option<ImportFinished>, Refusal> {
+    fn evaluate_import_finish(&self, pipeline: &str, digest: &Bytes) -> Result<Option<ImportFinished>, Refusal> {
         if self.pipeline(pipeline).is_some_and(|known| known.origin == Origin::Imported(digest.clone())) {
             return Ok(None);
         }

@@ -23,6 +23,45 @@ fn a_policy_is_not_set_while_the_pipeline_is_imported() {
 }
 
 #[test]
+fn a_savepoint_of_an_import_needs_the_place_of_its_checkpoint() {
+    use fencepost::log::v1::{ImportStarted, SavepointCreated};
+
+    let mut store = Store::new();
+    let pipeline = PIPELINE.to_owned();
+    store.record(Kind::ImportStarted(ImportStarted { pipeline: pipeline.clone(), ..ImportStarted::default() }));
+    let (name, branch) = ("old".to_owned(), "jfk".to_owned());
+    let created = SavepointCreated { pipeline, name, branch, sequence: 5, ..SavepointCreated::default() };
+    let judged = |created| store.state.evaluate_import_step(Kind::SavepointCreated(created), None);
+    assert_refused(judged(created.clone()), Reason::Corrupt);
+    let created = SavepointCreated { checkpoint_lsn: Lsn::new(LogIndex(1), 0).as_u64(), ..created };
+    assert_eq!(judged(created.clone()).unwrap(), Some(Kind::SavepointCreated(created)));
+}
+
+#[test]
+fn a_fact_of_an_import_is_not_taken_in_without_the_one_before_it() {
+    use fencepost::log::v1::{Committed, CommittedBranch, ImportFinished, ImportStarted, Imported, PolicySet};
+
+    let mut store = Store::new();
+    let pipeline = PIPELINE.to_owned();
+    store.record(Kind::ImportStarted(ImportStarted { pipeline: pipeline.clone(), ..ImportStarted::default() }));
+    let imported = |sequence| {
+        let branches = vec![CommittedBranch { branch: "jfk".to_owned(), sequence, ..CommittedBranch::default() }];
+        let digest = vec![0; 16].into();
+        let commit = Committed { pipeline: pipeline.clone(), digest, branches, ..Committed::default() };
+        Kind::Imported(Imported { commit: Some(commit), committed_at_ms: 1 })
+    };
+    let set = Kind::PolicySet(PolicySet { pipeline: pipeline.clone(), ..PolicySet::default() });
+    let finished = ImportFinished { pipeline: pipeline.clone(), ..ImportFinished::default() };
+    let steps = [imported(1), imported(2), set, Kind::ImportFinished(finished)];
+    for (before, step) in steps.iter().zip(&steps[1..]) {
+        assert_refused(store.state.evaluate_import_step(step.clone(), Some(before)), Reason::HeadMismatch);
+        store.record(before.clone());
+        assert_eq!(store.state.evaluate_import_step(before.clone(), None).unwrap(), None, "it is there");
+        assert_eq!(store.state.evaluate_import_step(step.clone(), Some(before)).unwrap(), Some(step.clone()));
+    }
+}
+
+#[test]
 fn numbers_that_none_can_follow_contradict_every_log() {
     use fencepost::log::v1::{
         Committed, CommittedBranch, GenerationStarted, ImportStarted, Imported, Rewound, SavepointCreated,
