@@ -30,7 +30,7 @@ impl State {
                 return Ok(ImportVerdict::GoOn(known.window.newest()));
             }
             Origin::Importing(_) => format!(
-                "pipeline '{name}' is half imported from another file: finish that import, or give this one another name"
+                "pipeline '{name}' is half imported from another file: import that one again to finish it, or give this one another name"
             ),
             Origin::Imported(digest) if *digest == started.digest => {
                 format!("pipeline '{name}' was imported from this very file before: nothing is left to do")

@@ -177,7 +177,7 @@ impl State {
         }
         let message = format!(
             "pipeline '{pipeline}' is being imported and cannot be used before that is done: if nobody imports it now, \
-             run the import again"
+             import the same file again, or another one under another name"
         );
         Err(Refusal::new(Reason::Importing, message).with("pipeline", pipeline).with("retry_after_ms", 1000))
     }
