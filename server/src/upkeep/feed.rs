@@ -70,8 +70,9 @@ impl Gathered<'_> {
     /// Takes one fact in, which has `payload_bytes` and shares its entry with `together` facts in all.
     pub(super) fn add(&mut self, lsn: Lsn, fact: &Fact, payload_bytes: u64, together: u64) {
         let Some(pipeline) = fact.pipeline() else { return };
-        let mut retained = 0;
+        let (mut made, mut retained) = (0, 0);
         for (branch, sequence, checkpoint) in fact.checkpoints() {
+            made += 1;
             self.touch(pipeline, branch);
             let known = self.state.branch(pipeline, branch);
             let is_current = known.is_some_and(|known| !known.is_abandoned(sequence, lsn));
@@ -88,7 +89,9 @@ impl Gathered<'_> {
                 });
             }
         }
-        let live_bytes = live_bytes(&self.state.keep(lsn, fact, self.now_ms, &|_| false), payload_bytes, together);
+        let is_whole = made > 0 && retained == made;
+        let keep = if is_whole { Keep::Whole } else { self.state.keep(lsn, fact, self.now_ms, &|_| false) };
+        let live_bytes = live_bytes(&keep, payload_bytes, together);
         // Several checkpoints share the bytes of their fact.
         for change in self.changes.iter_mut().rev().take(retained as usize) {
             if let Change::Commit { bytes, .. } = change {
