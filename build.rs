@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 /// Files that define a service or a root message; what they import comes along.
-const ROOTS: [&str; 9] = [
+const ROOTS: [&str; 11] = [
+    "fencepost/v1/barrier.proto",
     "fencepost/v1/checkpoint.proto",
     "fencepost/v1/cluster.proto",
     "fencepost/v1/commit.proto",
+    "fencepost/v1/dead_letter.proto",
     "fencepost/v1/lease.proto",
     "fencepost/v1/log.proto",
     "fencepost/v1/maintenance.proto",

@@ -56,7 +56,14 @@ fn main() {
                 ttl_ms: 30_000,
                 ..LeaseGranted::default()
             }));
-            let moved = CommittedBranch { branch, sequence: 1, token, checkpoint: None, retained_from: 1 };
+            let moved = CommittedBranch {
+                branch,
+                sequence: 1,
+                token,
+                checkpoint: None,
+                retained_from: 1,
+                ..CommittedBranch::default()
+            };
             commits += 1;
             feed.take(Kind::Committed(Committed {
                 pipeline,
@@ -64,6 +71,7 @@ fn main() {
                 digest: Bytes::from_static(&[7; 16]),
                 branches: vec![moved],
                 number: 0,
+                ..Committed::default()
             }));
         }
     }

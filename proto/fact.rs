@@ -1,8 +1,49 @@
 //! What facts have in common: whom they are about, and the checkpoints they carry.
 
+use crate::Lsn;
 use crate::log::v1::fact::Kind;
-use crate::log::v1::{Committed, Fact};
+use crate::log::v1::{BarrierRef, Committed, CommittedBranch, Fact};
 use crate::v1::Checkpoint;
+
+/// A checkpoint that a fact made the head of a branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Made<'a> {
+    /// The branch.
+    pub branch: &'a str,
+    /// Its number in the branch.
+    pub sequence: u64,
+    /// What it says, or where that is.
+    pub payload: Payload<'a>,
+}
+
+/// Where a checkpoint says what it says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Payload<'a> {
+    /// In the fact itself.
+    Here(&'a Checkpoint),
+    /// In the fact that staged it.
+    Staged(Lsn),
+    /// Nowhere: compaction took it out, because it was not retained any more.
+    Gone,
+}
+
+impl Payload<'_> {
+    /// Whether it is anywhere.
+    pub fn is_there(&self) -> bool {
+        *self != Payload::Gone
+    }
+}
+
+impl CommittedBranch {
+    /// What its checkpoint says, or where that is.
+    pub fn payload(&self) -> Payload<'_> {
+        match (&self.checkpoint, self.staged_lsn) {
+            (Some(checkpoint), _) => Payload::Here(checkpoint),
+            (None, 0) => Payload::Gone,
+            (None, staged) => Payload::Staged(Lsn::from_u64(staged)),
+        }
+    }
+}
 
 impl Fact {
     /// The pipeline that it is about; `None` if it concerns the cluster as a whole.
@@ -20,6 +61,14 @@ impl Fact {
             Kind::ImportStarted(started) => &started.pipeline,
             Kind::Imported(imported) => &imported.commit.as_ref()?.pipeline,
             Kind::ImportFinished(finished) => &finished.pipeline,
+            Kind::Staged(staged) => &staged.pipeline,
+            Kind::StagedDiscarded(discarded) => &discarded.pipeline,
+            Kind::BarrierOpened(opened) => &opened.pipeline,
+            Kind::BarrierArrived(arrived) => &arrived.pipeline,
+            Kind::BarrierAborted(aborted) => &aborted.pipeline,
+            Kind::DeadLettersDiscarded(discarded) => &discarded.pipeline,
+            Kind::SchemaDeclared(declared) => &declared.pipeline,
+            Kind::GroupFenced(fenced) => &fenced.pipeline,
         })
     }
 
@@ -32,10 +81,17 @@ impl Fact {
             Some(Kind::SavepointDeleted(deleted)) => Some(&deleted.branch),
             Some(Kind::Rewound(rewound)) => Some(&rewound.branch),
             Some(Kind::Forked(forked)) => Some(&forked.branch),
+            Some(Kind::Staged(staged)) => Some(&staged.branch),
+            Some(Kind::StagedDiscarded(discarded)) => Some(&discarded.branch),
+            Some(Kind::BarrierArrived(arrived)) => Some(&arrived.branch),
             _ => None,
         };
+        let awaited = match &self.kind {
+            Some(Kind::BarrierOpened(opened)) => &opened.participants[..],
+            _ => &[],
+        };
         let moved = self.commit().into_iter().flat_map(|commit| commit.branches.iter().map(|moved| &moved.branch));
-        one.into_iter().chain(moved).map(String::as_str)
+        one.into_iter().chain(awaited).chain(moved).map(String::as_str)
     }
 
     /// The commit in it, an imported one included.
@@ -47,25 +103,77 @@ impl Fact {
         }
     }
 
-    /// The checkpoints that it made, each with its branch and sequence and, unless compaction took it out, what it says.
-    pub fn checkpoints(&self) -> impl Iterator<Item = (&str, u64, Option<&Checkpoint>)> {
+    /// The barrier that it is about.
+    pub fn barrier(&self) -> Option<&BarrierRef> {
+        match self.kind.as_ref()? {
+            Kind::Committed(committed) => committed.barrier.as_ref(),
+            Kind::BarrierArrived(arrived) => arrived.barrier.as_ref(),
+            Kind::BarrierAborted(aborted) => aborted.barrier.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The checkpoints that it made heads of branches.
+    pub fn checkpoints(&self) -> impl Iterator<Item = Made<'_>> {
         let forked = match &self.kind {
-            Some(Kind::Forked(forked)) => Some((forked.branch.as_str(), 1, forked.checkpoint.as_ref())),
+            Some(Kind::Forked(forked)) => {
+                let payload = forked.checkpoint.as_ref().map_or(Payload::Gone, Payload::Here);
+                Some(Made { branch: &forked.branch, sequence: 1, payload })
+            }
             _ => None,
         };
         let moved = self.commit().into_iter().flat_map(|commit| &commit.branches);
-        forked.into_iter().chain(moved.map(|moved| (moved.branch.as_str(), moved.sequence, moved.checkpoint.as_ref())))
+        let moved =
+            moved.map(|moved| Made { branch: &moved.branch, sequence: moved.sequence, payload: moved.payload() });
+        forked.into_iter().chain(moved)
     }
 
-    /// The places of the checkpoints, in the order of [`Fact::checkpoints`].
-    pub fn checkpoints_mut(&mut self) -> impl Iterator<Item = &mut Option<Checkpoint>> {
-        let (forked, commit) = match &mut self.kind {
-            Some(Kind::Forked(forked)) => (Some(&mut forked.checkpoint), None),
+    /// The checkpoints that are in it, also one that is only staged.
+    pub fn payloads(&self) -> impl Iterator<Item = &Checkpoint> {
+        let one = match &self.kind {
+            Some(Kind::Forked(forked)) => forked.checkpoint.as_ref(),
+            Some(Kind::Staged(staged)) => staged.checkpoint.as_ref(),
+            _ => None,
+        };
+        let moved = self.commit().into_iter().flat_map(|commit| &commit.branches);
+        one.into_iter().chain(moved.filter_map(|moved| moved.checkpoint.as_ref()))
+    }
+
+    /// The same, to be changed.
+    pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut Checkpoint> {
+        let (one, commit) = match &mut self.kind {
+            Some(Kind::Forked(forked)) => (forked.checkpoint.as_mut(), None),
+            Some(Kind::Staged(staged)) => (staged.checkpoint.as_mut(), None),
             Some(Kind::Committed(committed)) => (None, Some(committed)),
             Some(Kind::Imported(imported)) => (None, imported.commit.as_mut()),
             _ => (None, None),
         };
-        let moved = commit.into_iter().flat_map(|commit| &mut commit.branches).map(|moved| &mut moved.checkpoint);
-        forked.into_iter().chain(moved)
+        let moved = commit.into_iter().flat_map(|commit| &mut commit.branches);
+        one.into_iter().chain(moved.filter_map(|moved| moved.checkpoint.as_mut()))
+    }
+
+    /// Takes out the checkpoints of [`Fact::checkpoints`] of which this says so, by their places there.
+    pub fn take_out(&mut self, mut is_taken: impl FnMut(usize) -> bool) {
+        match &mut self.kind {
+            Some(Kind::Forked(forked)) if is_taken(0) => forked.checkpoint = None,
+            Some(Kind::Committed(committed)) => committed.take_out(is_taken),
+            Some(Kind::Imported(imported)) => {
+                if let Some(commit) = &mut imported.commit {
+                    commit.take_out(is_taken);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Committed {
+    fn take_out(&mut self, mut is_taken: impl FnMut(usize) -> bool) {
+        for (place, moved) in self.branches.iter_mut().enumerate() {
+            if is_taken(place) {
+                moved.checkpoint = None;
+                moved.staged_lsn = 0;
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ mod lsn;
 mod reason;
 mod token;
 
+pub use fact::{Made, Payload};
 pub use lsn::{LogIndex, Lsn};
 pub use reason::{Action, Applied, ERROR_DOMAIN, Reason};
 pub use token::Token;

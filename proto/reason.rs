@@ -124,6 +124,20 @@ reasons! {
     Exists = "EXISTS", AlreadyExists, No, Stop;
     /// The pipeline is being imported and cannot be used before that is done.
     Importing = "IMPORTING", FailedPrecondition, No, Retry;
+    /// The branch has something staged, which has to be committed or discarded before anything else is committed.
+    StagedPending = "STAGED_PENDING", FailedPrecondition, No, Resync;
+    /// The barrier is complete: what comes now is late.
+    BarrierClosed = "BARRIER_CLOSED", Aborted, No, Resync;
+    /// The barrier was given up, or its deadline has passed.
+    BarrierAborted = "BARRIER_ABORTED", Aborted, No, Resync;
+    /// These inputs were merged before, with another output.
+    MergeDiverged = "MERGE_DIVERGED", DataLoss, No, Operator;
+    /// The schema is not declared, does not follow the one before, or differs between the inputs of a merge.
+    SchemaMismatch = "SCHEMA_MISMATCH", FailedPrecondition, No, Operator;
+    /// What the head was made by or from is not what the caller says that it has.
+    ScopeMismatch = "SCOPE_MISMATCH", FailedPrecondition, No, Operator;
+    /// The dead letter was replayed or discarded before.
+    DeadLetterHandled = "DEAD_LETTER_HANDLED", Aborted, No, Resync;
     /// The index of old checkpoints is being made again from the log.
     IndexRebuilding = "INDEX_REBUILDING", Unavailable, No, Retry;
     /// The server is stopping; nothing of the request was done.

@@ -163,13 +163,14 @@ impl Branches {
             position: Bytes::from(format!("offset={}", sequence * 1000)),
             state: Bytes::from_static(&[7; STATE_BYTES]),
             payload_crc32: None,
-            integrity: None,
+            ..Checkpoint::default()
         };
         checkpoint.payload_crc32 = Some(checkpoint.computed_crc32());
         let (pipeline, name) = names(branch);
         let token = self.tokens[branch];
         let commit_id = format!("{}:{branch}:{sequence}", Token::from_u64(token));
-        let moved = BranchCommit { branch: name, token, sequence, checkpoint: Some(checkpoint) };
+        let moved =
+            BranchCommit { branch: name, token, sequence, checkpoint: Some(checkpoint), ..BranchCommit::default() };
         CommitRequest { pipeline, commit_id, branches: vec![moved], ..CommitRequest::default() }
     }
 

@@ -115,8 +115,15 @@ fn request(bytes: usize) -> CommitRequest {
         state: Bytes::from(vec![7; bytes]),
         payload_crc32: Some(1),
         integrity: None,
+        ..Checkpoint::default()
     };
-    let branch = BranchCommit { branch: "b0".to_owned(), token: 1 << 48, sequence: 1, checkpoint: Some(checkpoint) };
+    let branch = BranchCommit {
+        branch: "b0".to_owned(),
+        token: 1 << 48,
+        sequence: 1,
+        checkpoint: Some(checkpoint),
+        ..BranchCommit::default()
+    };
     CommitRequest {
         pipeline: "bench/commits".to_owned(),
         commit_id: "g1.e1:1".to_owned(),

@@ -66,6 +66,7 @@ impl Checkpoint {
             state: self.state,
             payload_crc32: None,
             integrity: declared.then_some(self.integrity),
+            ..v1::Checkpoint::default()
         };
         message.payload_crc32 = Some(message.computed_crc32());
         message

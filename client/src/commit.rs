@@ -170,6 +170,7 @@ impl<'w> Commit<'w> {
             token: worker.token().as_u64(),
             sequence: worker.sequence() + 1,
             checkpoint: Some(checkpoint.into_message()),
+            ..v1::BranchCommit::default()
         });
         v1::CommitRequest {
             cluster: None,

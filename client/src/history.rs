@@ -21,12 +21,31 @@ pub struct Policy {
     pub keep_for: Duration,
     /// How long who, when and why can be listed. Zero: the server's default, 30 days.
     pub audit_for: Duration,
+    /// Every checkpoint must say its row counts, and they must add up: rows in = rows out + filtered + dead, and as many dead
+    /// letters come with it as rows are dead.
+    pub reconcile_rows: bool,
+    /// Every checkpoint must have the fingerprint of a declared schema: that of the head, or one that succeeds it.
+    pub declared_schemas_only: bool,
 }
 
 impl Policy {
     /// The server's defaults.
     pub fn new() -> Policy {
         Policy::default()
+    }
+
+    /// Refuses checkpoints whose row counts do not add up.
+    #[must_use]
+    pub fn reconcile_rows(mut self) -> Policy {
+        self.reconcile_rows = true;
+        self
+    }
+
+    /// Refuses checkpoints whose schema is not declared or does not follow the head's.
+    #[must_use]
+    pub fn declared_schemas_only(mut self) -> Policy {
+        self.declared_schemas_only = true;
+        self
     }
 
     /// Keeps so many newest checkpoints of each branch.
@@ -57,6 +76,8 @@ impl Policy {
             keep_last: message.keep_last,
             keep_for: Duration::from_millis(message.keep_for_ms),
             audit_for: Duration::from_millis(message.audit_for_ms),
+            reconcile_rows: message.reconcile_rows,
+            declared_schemas_only: message.declared_schemas_only,
         }
     }
 
@@ -66,6 +87,8 @@ impl Policy {
             keep_last: self.keep_last,
             keep_for_ms: millis(self.keep_for),
             audit_for_ms: millis(self.audit_for),
+            reconcile_rows: self.reconcile_rows,
+            declared_schemas_only: self.declared_schemas_only,
         }
     }
 }

@@ -115,7 +115,7 @@ impl Branch {
                     pipeline: branch.pipeline,
                     branch: branch.name,
                     before_sequence: before.parse().unwrap_or(0),
-                    page_size: 0,
+                    ..v1::ListCheckpointsRequest::default()
                 };
                 let answer = rpc
                     .ask(request, rpc.deadline(), |channel, request| async move {

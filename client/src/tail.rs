@@ -248,8 +248,6 @@ struct NobodyReads;
 
 /// About how much memory a fact takes.
 fn size(fact: &Fact) -> usize {
-    let checkpoints = fact.checkpoints().map(|(_, _, checkpoint)| {
-        512 + checkpoint.map_or(0, |checkpoint| checkpoint.position.len() + checkpoint.state.len())
-    });
-    1_024 + checkpoints.sum::<usize>()
+    let payloads = fact.payloads().map(|checkpoint| checkpoint.position.len() + checkpoint.state.len());
+    1_024 + 512 * fact.checkpoints().count() + payloads.sum::<usize>()
 }

@@ -103,6 +103,22 @@ pub mod limits {
     pub const POSITION_BYTES_MAX: usize = 64 << 10;
     /// Fingerprint of a schema, in bytes.
     pub const FINGERPRINT_BYTES_MAX: usize = 64;
+    /// Fingerprints in the scope of a checkpoint.
+    pub const SCOPE_MAX: usize = 16;
+    /// Dead letters in a commit, and those that a commit replays.
+    pub const DEAD_LETTERS_MAX: usize = 1_000;
+    /// Payloads of the dead letters in a commit, in bytes.
+    pub const DEAD_LETTERS_BYTES_MAX: usize = 4 << 20;
+    /// Open dead letters of a pipeline.
+    pub const DEAD_LETTERS_OPEN_MAX: u64 = 100_000;
+    /// Open barriers of a pipeline.
+    pub const BARRIERS_OPEN_MAX: usize = 1_000;
+    /// Longest time that a barrier waits: 30 days.
+    pub const BARRIER_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+    /// Inputs of a merge.
+    pub const MERGE_INPUTS_MAX: usize = 128;
+    /// Declared schemas of a pipeline.
+    pub const SCHEMAS_MAX: usize = 1_000;
     /// Branches in a commit.
     pub const BRANCHES_MAX: usize = 128;
     /// Reason of a resume or of a change of a pipeline's history, in bytes.

@@ -80,6 +80,7 @@ async fn checkpoints_are_listed_newest_first_in_pages_without_gap_or_overlap() {
                 before_sequence,
                 page_size,
                 cluster: None,
+                ..ListCheckpointsRequest::default()
             };
             let page = store.checkpoints().list_checkpoints(request).await.unwrap().into_inner();
             calls += 1;
@@ -101,6 +102,7 @@ async fn checkpoints_are_listed_newest_first_in_pages_without_gap_or_overlap() {
         before_sequence: u64::MAX,
         page_size: 1,
         cluster: None,
+        ..ListCheckpointsRequest::default()
     };
     let page = store.checkpoints().list_checkpoints(beyond.clone()).await.unwrap().into_inner();
     assert_eq!(page.checkpoints[0].sequence, 205);

@@ -20,6 +20,7 @@ async fn listed(store: &Store, page_size: u32, before_sequence: u64) -> (Vec<u64
         page_size,
         before_sequence,
         cluster: None,
+        ..ListCheckpointsRequest::default()
     };
     let page = store.checkpoints().list_checkpoints(request).await.unwrap().into_inner();
     (page.checkpoints.into_iter().map(|stored| stored.sequence).collect(), page.next_before_sequence)
@@ -32,7 +33,7 @@ async fn a_pipeline_without_a_policy_keeps_the_newest_ten() {
     store.with_history("main", 12).await;
     let answer = policy(&store).await.unwrap();
     let audit_for_ms = limits::AUDIT_FOR_DEFAULT.as_millis() as u64;
-    assert_eq!(answer.policy, Some(Policy { keep_last: 10, keep_for_ms: 0, audit_for_ms }));
+    assert_eq!(answer.policy, Some(Policy { keep_last: 10, keep_for_ms: 0, audit_for_ms, ..Policy::default() }));
     assert!(!answer.is_set);
     for retired in [1, 2] {
         let status = store.checkpoint("main", retired).await.unwrap_err();
@@ -101,7 +102,8 @@ async fn the_same_policy_again_changes_nothing() {
 async fn a_policy_out_of_bounds_is_refused_by_field() {
     let store = Store::open().await;
     let age_max = limits::POLICY_AGE_MAX.as_millis() as u64;
-    let most = Policy { keep_last: limits::KEEP_LAST_MAX, keep_for_ms: age_max, audit_for_ms: age_max };
+    let most =
+        Policy { keep_last: limits::KEEP_LAST_MAX, keep_for_ms: age_max, audit_for_ms: age_max, ..Policy::default() };
     let good = SetPolicyRequest { actor: "a".repeat(limits::ACTOR_CHARS_MAX), ..keep(most) };
     let mut faults = vec![
         fault("no policy", Reason::InvalidField, "policy", |request: &mut SetPolicyRequest| request.policy = None),

@@ -216,6 +216,7 @@ pub(crate) fn commit_of<'a>(branches: impl IntoIterator<Item = (&'a str, u64, u6
         token,
         sequence,
         checkpoint: Some(checkpoint(&format!("offset {sequence}"))),
+        ..BranchCommit::default()
     });
     CommitRequest {
         pipeline: ORDERS.to_owned(),

@@ -233,7 +233,14 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
             loop {
                 let (pipeline, branch) = (pipeline.clone(), branch.clone());
                 let page_size = PAGE;
-                let request = ListCheckpointsRequest { cluster: None, pipeline, branch, before_sequence, page_size };
+                let request = ListCheckpointsRequest {
+                    cluster: None,
+                    pipeline,
+                    branch,
+                    before_sequence,
+                    page_size,
+                    ..ListCheckpointsRequest::default()
+                };
                 let answer = checkpoints.list_checkpoints(request).await?.into_inner();
                 found.extend(answer.checkpoints.into_iter().map(|it| shown(Some(it))));
                 before_sequence = answer.next_before_sequence;
@@ -253,7 +260,8 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
         }
         Question::Token(pipeline, branch, token) => {
             let checkpoint = Some(Checkpoint::default());
-            let branches = vec![BranchCommit { branch, token, sequence: u64::MAX, checkpoint }];
+            let branches =
+                vec![BranchCommit { branch, token, sequence: u64::MAX, checkpoint, ..BranchCommit::default() }];
             let commit_id = "never-applied".to_owned();
             let request = CommitRequest { pipeline, commit_id, branches, ..CommitRequest::default() };
             format!("{:?}", commits.commit(request).await?)

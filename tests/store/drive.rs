@@ -120,7 +120,13 @@ impl Driver {
             let text = format!("{pipeline}/{branch}@{sequence}#{};", self.count);
             let state: Bytes = text.bytes().cycle().take(state_bytes).collect();
             let checkpoint = Some(Checkpoint { position: text.clone().into(), state, ..Checkpoint::default() });
-            moved.push(BranchCommit { branch: (*branch).to_owned(), token: self.tokens[&of], sequence, checkpoint });
+            moved.push(BranchCommit {
+                branch: (*branch).to_owned(),
+                token: self.tokens[&of],
+                sequence,
+                checkpoint,
+                ..BranchCommit::default()
+            });
         }
         let commit_id = self.fresh("commit");
         let (pipeline, branches) = (pipeline.to_owned(), moved);
@@ -145,7 +151,7 @@ impl Driver {
     pub(crate) async fn policy(&mut self, pipeline: &str, keep_last: u64, keep_for_ms: u64) {
         let request = SetPolicyRequest {
             pipeline: pipeline.to_owned(),
-            policy: Some(Policy { keep_last, keep_for_ms, audit_for_ms: 0 }),
+            policy: Some(Policy { keep_last, keep_for_ms, audit_for_ms: 0, ..Policy::default() }),
             actor: "ada".to_owned(),
             reason: self.fresh("reason"),
             ..SetPolicyRequest::default()

@@ -223,6 +223,7 @@ impl Old {
                 state: Bytes::copy_from_slice(state),
                 payload_crc32: None,
                 integrity: (!count.is_multiple_of(3)).then_some(integrity),
+                ..Checkpoint::default()
             };
             checkpoint.payload_crc32 = (!count.is_multiple_of(5)).then(|| checkpoint.computed_crc32());
             BranchCommit {
@@ -230,6 +231,7 @@ impl Old {
                 token: self.tokens[&of],
                 sequence: *head,
                 checkpoint: Some(checkpoint),
+                ..BranchCommit::default()
             }
         });
         let moved = moved.collect();

@@ -28,7 +28,7 @@ fn told<T>(answer: Result<Response<T>, Status>, tell: impl FnOnce(T) -> String) 
 fn shown(found: Option<StoredCheckpoint>) -> String {
     let found = found.expect("an answer has a checkpoint");
     let StoredCheckpoint { sequence, token, lsn, commit_id, committed_at_ms, state_bytes, .. } = found;
-    let Checkpoint { position, state, payload_crc32, integrity } = found.checkpoint.unwrap_or_default();
+    let Checkpoint { position, state, payload_crc32, integrity, .. } = found.checkpoint.unwrap_or_default();
     let Integrity { rows_in, rows_out, rows_filtered, rows_dead, schema_fingerprint } = integrity.unwrap_or_default();
     format!(
         "{sequence} token {token} lsn {lsn} id {commit_id} at {committed_at_ms} position {} state {state_bytes} {:08x} \
@@ -67,6 +67,7 @@ pub(crate) async fn ask(channel: &Channel, facts: &[(u64, Fact)]) -> BTreeMap<St
                     token: granted.token,
                     sequence: u64::MAX,
                     checkpoint: Some(Checkpoint::default()),
+                    ..BranchCommit::default()
                 };
                 let answer = commit(channel, &granted.pipeline, "never applied", vec![moved], 0).await;
                 let question = format!("token {} {} {}", granted.pipeline, granted.branch, granted.token);
@@ -143,6 +144,7 @@ async fn ask_of_commit(
         token: it.token,
         sequence: it.sequence,
         checkpoint: it.checkpoint.clone(),
+        ..BranchCommit::default()
     });
     let again = commit(channel, &pipeline, &commit_id, moved.collect(), 1).await;
     answers

@@ -67,5 +67,11 @@ fn action(action: AuditAction) -> (&'static str, &'static str) {
         AuditAction::PolicySet => ("set the policy", "policy_set"),
         AuditAction::Imported => ("imported", "imported"),
         AuditAction::GenerationStarted => ("restored the store", "generation_started"),
+        AuditAction::StagedDiscarded => ("discarded what was staged", "staged_discarded"),
+        AuditAction::BarrierOpened => ("opened a barrier", "barrier_opened"),
+        AuditAction::BarrierAborted => ("aborted a barrier", "barrier_aborted"),
+        AuditAction::DeadLettersDiscarded => ("discarded dead letters", "dead_letters_discarded"),
+        AuditAction::SchemaDeclared => ("declared a schema", "schema_declared"),
+        AuditAction::GroupFenced => ("fenced the pipeline", "group_fenced"),
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn line(lsn: Lsn, fact: &Fact) -> String {
             format!("imported   {moved}, committed {}", time(imported.committed_at_ms))
         }
         Some(Kind::ImportFinished(finished)) => format!("imported   all of {}", finished.pipeline),
-        None => "unknown    a kind of fact that this version does not know".to_owned(),
+        Some(_) | None => "unknown    a kind of fact that this version does not know".to_owned(),
     };
     format!("{:<8} {}  {what}", lsn.to_string(), time(fact.at_ms))
 }
@@ -225,7 +225,7 @@ fn what(fact: &Fact) -> (&'static str, Value) {
         Some(Kind::ImportFinished(finished)) => {
             ("import_finished", json!({ "pipeline": finished.pipeline, "digest": hex(&finished.digest) }))
         }
-        None => ("unknown", json!({})),
+        Some(_) | None => ("unknown", json!({})),
     }
 }
 
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_policy_is_told_in_words() {
-        let policy = Policy { keep_last: 20, keep_for_ms: 604_800_000, audit_for_ms: 0 };
+        let policy = Policy { keep_last: 20, keep_for_ms: 604_800_000, audit_for_ms: 0, ..Policy::default() };
         let set = PolicySet { pipeline: "prod/orders".into(), policy: Some(policy), ..Default::default() };
         let (line, json) = said(Kind::PolicySet(set));
         assert_eq!(line, "policy     prod/orders: keep the last 20 and those of 7 d, audit for the default time");

@@ -71,9 +71,9 @@ impl Recent {
         }
         let generation = self.generation(lsn.index());
         let pipeline = entry(&mut generation.pipelines, name);
-        for (branch, sequence, _) in fact.checkpoints() {
+        for made in fact.checkpoints() {
             // After a rewind a sequence is used again, and the later checkpoint is the one.
-            entry(&mut pipeline.branches, branch).insert(sequence, lsn);
+            entry(&mut pipeline.branches, made.branch).insert(made.sequence, lsn);
             generation.entries += 1;
         }
         if let Some(commit) = fact.commit() {
@@ -155,6 +155,12 @@ pub fn is_audit(fact: &Fact) -> bool {
                 | Kind::Rewound(_)
                 | Kind::Forked(_)
                 | Kind::ImportStarted(_)
+                | Kind::StagedDiscarded(_)
+                | Kind::BarrierOpened(_)
+                | Kind::BarrierAborted(_)
+                | Kind::DeadLettersDiscarded(_)
+                | Kind::SchemaDeclared(_)
+                | Kind::GroupFenced(_)
         )
     )
 }

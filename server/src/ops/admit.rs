@@ -243,6 +243,7 @@ mod tests {
             digest: vec![1; 16].into(),
             branches: vec![branch],
             number,
+            ..Committed::default()
         };
         Kind::Imported(Imported { commit: Some(commit), committed_at_ms: 1_000 })
     }

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use fencepost::Lsn;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
+use fencepost::{Lsn, Made};
 
 use crate::index::Located;
 use crate::state::{State, entry};
@@ -64,19 +64,20 @@ impl Holdings {
             }
             _ => {}
         }
-        for (branch, sequence, checkpoint) in fact.checkpoints() {
+        for Made { branch, sequence, payload } in fact.checkpoints() {
             let moved = fact.commit().and_then(|it| it.branches.iter().find(|moved| moved.branch == branch));
             let branch = entry(&mut held.branches, branch);
             branch.retained_from = branch.retained_from.max(moved.map_or(1, |moved| moved.retained_from));
-            branch.set_head(sequence, checkpoint.map(|_| lsn));
+            branch.set_head(sequence, payload.is_there().then_some(lsn));
         }
     }
 
     /// Takes note of a fact whose payload is not what was written. Often it still says what it was.
     pub(super) fn suspect(&mut self, lsn: Lsn, fact: &Fact) {
         let pipeline = fact.pipeline().unwrap_or_default().to_owned();
-        self.suspects.extend(fact.checkpoints().map(|(branch, sequence, _)| {
-            (lsn, Located { pipeline: pipeline.clone(), branch: branch.to_owned(), sequence })
+        self.suspects.extend(fact.checkpoints().map(|made| {
+            let (branch, sequence) = (made.branch.to_owned(), made.sequence);
+            (lsn, Located { pipeline: pipeline.clone(), branch, sequence })
         }));
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated};
-use fencepost::{LogIndex, Lsn};
+use fencepost::{LogIndex, Lsn, Made, Payload};
 use prost::Message as _;
 
 use super::admit::{Admission, Admitted};
@@ -99,6 +99,7 @@ pub fn export(
             if fact.pipeline() == Some(pipeline)
                 && let Some(mut kind) = exported(&state, lsn, &fact, &mut commits, &mut contents)
             {
+                bring_staged(log, &mut kind)?;
                 if let Kind::SavepointCreated(created) = &mut kind {
                     let place = places.get(&Lsn::from_u64(created.checkpoint_lsn));
                     created.checkpoint_lsn = place.map_or(0, |place| place.as_u64());
@@ -145,7 +146,7 @@ fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &
         _ => {}
     }
     let mut branches = Vec::new();
-    for (branch, sequence, checkpoint) in fact.checkpoints() {
+    for Made { branch, sequence, payload } in fact.checkpoints() {
         let known = state.branch(name, branch)?;
         if known.is_abandoned(sequence, lsn) || !state.is_retained(name, branch, sequence, lsn) {
             continue;
@@ -157,8 +158,10 @@ fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &
                 .commit()
                 .and_then(|it| it.branches.iter().find(|it| it.branch == branch))
                 .map_or(0, |it| it.token),
-            checkpoint: checkpoint.cloned(),
+            checkpoint: if let Payload::Here(checkpoint) = payload { Some(checkpoint.clone()) } else { None },
+            staged_lsn: if let Payload::Staged(lsn) = payload { lsn.as_u64() } else { 0 },
             retained_from: known.retained_from(),
+            ..CommittedBranch::default()
         });
     }
     if branches.is_empty() {
@@ -174,8 +177,24 @@ fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &
         Some(Kind::Imported(imported)) => imported.committed_at_ms,
         _ => fact.at_ms,
     };
-    let commit = Committed { pipeline: name.to_owned(), commit_id, digest, branches, number: *commits };
+    let (pipeline, number) = (name.to_owned(), *commits);
+    let commit = Committed { pipeline, commit_id, digest, branches, number, ..Committed::default() };
     Some(Kind::Imported(Imported { commit: Some(commit), committed_at_ms }))
+}
+
+/// Puts the checkpoints that were staged where the commit refers to them: an export has no staged ones.
+fn bring_staged(log: &Log, kind: &mut Kind) -> Result<(), BadSnapshot> {
+    let Kind::Imported(Imported { commit: Some(commit), .. }) = kind else { return Ok(()) };
+    for moved in commit.branches.iter_mut().filter(|moved| moved.staged_lsn != 0) {
+        let lsn = Lsn::from_u64(std::mem::take(&mut moved.staged_lsn));
+        let unreadable = |what: String| {
+            BadSnapshot::Log(format!("the fact at LSN {lsn}, which staged what a commit refers to: {what}"))
+        };
+        let payload = log.read(lsn).map_err(|error| unreadable(error.to_string()))?;
+        let fact = Fact::decode(payload).map_err(|error| unreadable(error.to_string()))?;
+        moved.checkpoint = fact.payloads().next().cloned();
+    }
+    Ok(())
 }
 
 fn encoded(at_ms: u64, kind: Kind) -> Vec<u8> {
@@ -297,6 +316,7 @@ mod tests {
             digest: vec![1; 16].into(),
             branches: vec![branch],
             number: sequence,
+            ..Committed::default()
         })
     }
 

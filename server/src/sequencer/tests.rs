@@ -40,8 +40,13 @@ fn resume(branch: &str, holder: &str) -> Resume {
 
 fn commit(id: &str, branch: &str, token: Token, sequence: u64) -> Commit {
     let checkpoint = Checkpoint { state: Bytes::from_static(b"state"), ..Checkpoint::default() };
-    let branch =
-        BranchCommit { branch: branch.to_owned(), token: token.as_u64(), sequence, checkpoint: Some(checkpoint) };
+    let branch = BranchCommit {
+        branch: branch.to_owned(),
+        token: token.as_u64(),
+        sequence,
+        checkpoint: Some(checkpoint),
+        ..BranchCommit::default()
+    };
     let request = CommitRequest {
         pipeline: PIPELINE.to_owned(),
         commit_id: id.to_owned(),

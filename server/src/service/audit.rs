@@ -95,6 +95,8 @@ fn rewind(rewound: &Rewound) -> String {
 }
 
 fn policy(policy: Option<&Policy>) -> String {
-    let Policy { keep_last, keep_for_ms, audit_for_ms } = with_defaults(policy);
-    format!("keep_last {keep_last}, keep_for_ms {keep_for_ms}, audit_for_ms {audit_for_ms}")
+    let Policy { keep_last, keep_for_ms, audit_for_ms, reconcile_rows, declared_schemas_only } = with_defaults(policy);
+    let rows = if reconcile_rows { ", reconcile_rows" } else { "" };
+    let schemas = if declared_schemas_only { ", declared_schemas_only" } else { "" };
+    format!("keep_last {keep_last}, keep_for_ms {keep_for_ms}, audit_for_ms {audit_for_ms}{rows}{schemas}")
 }

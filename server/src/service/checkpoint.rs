@@ -66,7 +66,8 @@ impl CheckpointService for Service {
         request: Request<ListCheckpointsRequest>,
     ) -> Result<Response<ListCheckpointsResponse>, Status> {
         let Backend { sequencer, log, .. } = &self.0;
-        let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size } = request.into_inner();
+        let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size, trace_id: _ } =
+            request.into_inner();
         check_branch(&pipeline, &branch)?;
         let page_size = shape::page_size(page_size).map_err(status)?;
         let (name, of) = (branch.clone(), pipeline.clone());
@@ -228,5 +229,8 @@ fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> Bran
         head_lsn: head.map_or(0, |head| head.lsn.as_u64()),
         head_committed_at_ms: head.map_or(0, |head| head.committed_at_ms),
         last_token: branch.last_grant().map_or(0, |grant| grant.token.as_u64()),
+        staged: None,
+        health: None,
+        dead_letters: 0,
     }
 }

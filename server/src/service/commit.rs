@@ -9,8 +9,9 @@ use fencepost::v1::commit_response::Outcome;
 use fencepost::v1::commit_service_server::CommitService;
 use fencepost::v1::resolve_commit_response::Outcome as Resolved;
 use fencepost::v1::{
-    CommitRequest, CommitResponse, CommitStreamRequest, CommitStreamResponse, Header, ResolveCommitRequest,
-    ResolveCommitResponse, SessionResult, session_result,
+    CommitRequest, CommitResponse, CommitStreamRequest, CommitStreamResponse, DiscardStagedRequest,
+    DiscardStagedResponse, Header, ResolveCommitRequest, ResolveCommitResponse, SessionResult, StageRequest,
+    StageResponse, session_result,
 };
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
@@ -39,6 +40,17 @@ impl CommitService for Service {
         let commit = shape::commit(request).map_err(status)?;
         let done = sequencer.commit_once(commit, permit).await.map_err(status)?;
         Ok(Response::new(response(done, Some(sequencer.header(done.seen)))))
+    }
+
+    async fn stage(&self, _: Request<StageRequest>) -> Result<Response<StageResponse>, Status> {
+        Err(Status::unimplemented("stage"))
+    }
+
+    async fn discard_staged(
+        &self,
+        _: Request<DiscardStagedRequest>,
+    ) -> Result<Response<DiscardStagedResponse>, Status> {
+        Err(Status::unimplemented("discard_staged"))
     }
 
     async fn commit_stream(

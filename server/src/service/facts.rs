@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Committed, Fact, LeaseGranted};
+use fencepost::log::v1::{Committed, Fact, LeaseGranted, Staged};
 use fencepost::v1::{Checkpoint, Predecessor, StoredCheckpoint};
-use fencepost::{Lsn, Reason};
+use fencepost::{Lsn, Made, Payload, Reason};
 use prost::Message as _;
 use tonic::Status;
 
@@ -54,18 +54,26 @@ pub(super) fn checkpoint(
     without_state: bool,
 ) -> Result<StoredCheckpoint, Refusal> {
     let fact = read(log, lsn)?;
-    let made = fact.checkpoints().find(|(name, ..)| *name == branch && fact.pipeline() == Some(pipeline));
-    let (_, sequence, checkpoint) =
+    let made = fact.checkpoints().find(|made| made.branch == branch && fact.pipeline() == Some(pipeline));
+    let Made { sequence, payload, .. } =
         made.ok_or_else(|| corrupt(lsn, format!("it does not move branch '{branch}' of '{pipeline}'")))?;
-    let mut checkpoint = checkpoint.cloned().ok_or_else(|| {
+    let gone = || {
         let message = format!("checkpoint {sequence} of branch '{branch}' of '{pipeline}' is not kept any more");
         Refusal::new(Reason::Compacted, message).with("branch", branch)
-    })?;
-    if checkpoint.payload_crc32 != Some(checkpoint.computed_crc32()) {
-        return Err(corrupt(lsn, "its payload does not have the CRC it was stored with".to_owned()));
-    }
+    };
+    let staging;
+    let (mut checkpoint, staged_letters) = match payload {
+        Payload::Here(checkpoint) => (checkpoint.clone(), 0),
+        Payload::Gone => return Err(gone()),
+        Payload::Staged(at) => {
+            staging = staged(log, at)?;
+            (staging.checkpoint.clone().ok_or_else(gone)?, staging.dead_letters.len())
+        }
+    };
+    check_payload(lsn, &checkpoint)?;
     let state_bytes = checkpoint.state.len() as u64;
-    let moved = fact.commit().and_then(|commit| commit.branches.iter().find(|moved| moved.branch == branch));
+    let commit = fact.commit();
+    let moved = commit.and_then(|commit| commit.branches.iter().find(|moved| moved.branch == branch));
     if without_state {
         leave_state_out(&mut checkpoint);
     }
@@ -75,12 +83,31 @@ pub(super) fn checkpoint(
         sequence,
         token: moved.map_or(0, |moved| moved.token),
         lsn: lsn.as_u64(),
-        commit_id: fact.commit().map_or_else(String::new, |commit| commit.commit_id.clone()),
+        commit_id: commit.map_or_else(String::new, |commit| commit.commit_id.clone()),
         committed_at_ms: committed_at_ms(&fact),
         state_bytes,
         checkpoint: Some(checkpoint),
         unreadable: String::new(),
+        merge: commit.and_then(|commit| commit.merge.clone()),
+        barrier: commit.and_then(|commit| commit.barrier.as_ref()).map_or_else(String::new, |it| it.name.clone()),
+        dead_letters: moved.map_or(0, |moved| moved.dead_letters.len().max(staged_letters)) as u32,
     })
+}
+
+/// What was staged at `lsn`.
+pub(super) fn staged(log: &Log, lsn: Lsn) -> Result<Staged, Refusal> {
+    match read(log, lsn)?.kind {
+        Some(Kind::Staged(staged)) => Ok(staged),
+        _ => Err(corrupt(lsn, "it stages nothing".to_owned())),
+    }
+}
+
+/// Compares a checkpoint, of the fact at `lsn`, with its CRC.
+pub(super) fn check_payload(lsn: Lsn, checkpoint: &Checkpoint) -> Result<(), Refusal> {
+    if checkpoint.payload_crc32 == Some(checkpoint.computed_crc32()) {
+        return Ok(());
+    }
+    Err(corrupt(lsn, "its payload does not have the CRC it was stored with".to_owned()))
 }
 
 /// Drops the state, and with it the memory of the whole fact, which what is left would otherwise keep.

@@ -129,6 +129,6 @@ fn refusal(error: IndexError) -> Refusal {
 }
 
 fn without_payload(mut fact: Fact) -> Fact {
-    fact.checkpoints_mut().for_each(|checkpoint| *checkpoint = None);
+    fact.take_out(|_| true);
     fact
 }

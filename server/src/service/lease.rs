@@ -51,6 +51,8 @@ impl LeaseService for Service {
             ttl_ms: granted.ttl.as_millis() as u64,
             head,
             predecessor,
+            staged: None,
+            barriers: Vec::new(),
         }))
     }
 

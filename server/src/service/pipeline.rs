@@ -25,6 +25,27 @@ pub(super) struct Service(pub(super) Backend);
 
 #[tonic::async_trait]
 impl PipelineService for Service {
+    async fn declare_schema(
+        &self,
+        _: Request<fencepost::v1::DeclareSchemaRequest>,
+    ) -> Result<Response<fencepost::v1::DeclareSchemaResponse>, Status> {
+        Err(Status::unimplemented("declare_schema"))
+    }
+
+    async fn list_schemas(
+        &self,
+        _: Request<fencepost::v1::ListSchemasRequest>,
+    ) -> Result<Response<fencepost::v1::ListSchemasResponse>, Status> {
+        Err(Status::unimplemented("list_schemas"))
+    }
+
+    async fn fence_group(
+        &self,
+        _: Request<fencepost::v1::FenceGroupRequest>,
+    ) -> Result<Response<fencepost::v1::FenceGroupResponse>, Status> {
+        Err(Status::unimplemented("fence_group"))
+    }
+
     async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Result<Response<GetPolicyResponse>, Status> {
         let sequencer = &self.0.sequencer;
         let GetPolicyRequest { cluster, pipeline } = request.into_inner();

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fencepost::Reason;
-use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover};
+use fencepost::v1::{
+    BranchCommit, Checkpoint, CommitRequest, DeadLetter, KeepAliveRequest, LeaseRef, ResumeRequest, Takeover,
+};
 
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
-    Commit, Digest, Resume, check_bytes, check_checkpoint, check_id, check_ms, check_name, check_pipeline,
+    Commit, Digest, Resume, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_name,
+    check_pipeline,
 };
 
 /// Checks a request for a branch and fills in the server's default TTL.
@@ -80,19 +83,66 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         }
     }
     let mut payload_fault = None;
-    for (i, branch) in request.branches.iter_mut().enumerate() {
-        let checkpoint = branch.checkpoint.as_mut().ok_or_else(|| {
-            Refusal::field(Reason::InvalidField, &format!("branches[{i}].checkpoint"), "", "a checkpoint")
-        })?;
-        check_checkpoint(&format!("branches[{i}].checkpoint"), checkpoint)?;
-        let actual = checkpoint.computed_crc32();
-        let declared = checkpoint.payload_crc32.replace(actual);
-        if declared.is_some_and(|declared| declared != actual) {
-            payload_fault.get_or_insert_with(|| corrupted(&branch.branch, declared.unwrap_or_default(), actual));
+    let (mut letters, mut letter_bytes, mut replayed) = (0, 0, 0);
+    for (i, moved) in request.branches.iter_mut().enumerate() {
+        match (&mut moved.checkpoint, moved.staged.is_empty()) {
+            (Some(given), true) => {
+                let fault = checkpoint(&format!("branches[{i}].checkpoint"), &moved.branch, given)?;
+                payload_fault = payload_fault.or(fault);
+            }
+            (None, false) => check_id(&format!("branches[{i}].staged"), &moved.staged)?,
+            (None, true) => {
+                let field = format!("branches[{i}].checkpoint");
+                return Err(Refusal::field(Reason::InvalidField, &field, "", "a checkpoint, or what is staged"));
+            }
+            (Some(_), false) => {
+                let expected = "nothing, because a checkpoint is given: one of the two";
+                return Err(Refusal::field(
+                    Reason::InvalidField,
+                    &format!("branches[{i}].staged"),
+                    &moved.staged,
+                    expected,
+                ));
+            }
         }
+        if !moved.staged.is_empty() && !moved.dead_letters.is_empty() {
+            let expected = "none: those of a staged checkpoint are handed in when it is staged";
+            let (field, count) = (format!("branches[{i}].dead_letters"), moved.dead_letters.len());
+            return Err(Refusal::field(Reason::InvalidField, &field, count, expected));
+        }
+        dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
+        letters += moved.dead_letters.len();
+        letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
+        replayed += moved.replayed.len();
     }
-    let digest = digest(&request);
+    check_letters("dead_letters", letters, letter_bytes)?;
+    check_letters("replayed", replayed, 0)?;
+    let digest = commit_digest(&request);
     Ok(Commit { request, digest, payload_fault })
+}
+
+/// Checks one checkpoint and fills its CRC in. The second result is what is wrong with its payload, which counts only after
+/// what the state says.
+fn checkpoint(field: &str, branch: &str, checkpoint: &mut Checkpoint) -> Result<Option<Refusal>, Refusal> {
+    check_checkpoint(field, checkpoint)?;
+    let actual = checkpoint.computed_crc32();
+    let declared = checkpoint.payload_crc32.replace(actual);
+    Ok(declared.filter(|declared| *declared != actual).map(|declared| corrupted(branch, declared, actual)))
+}
+
+fn dead_letters(field: &str, letters: &[DeadLetter]) -> Result<(), Refusal> {
+    for (i, letter) in letters.iter().enumerate() {
+        check_dead_letter(&format!("{field}[{i}]"), letter)?;
+    }
+    Ok(())
+}
+
+fn check_letters(field: &str, count: usize, bytes: usize) -> Result<(), Refusal> {
+    if count > limits::DEAD_LETTERS_MAX {
+        let expected = format!("at most {} in a commit", limits::DEAD_LETTERS_MAX);
+        return Err(Refusal::field(Reason::TooLarge, field, count, &expected));
+    }
+    check_bytes(field, bytes, limits::DEAD_LETTERS_BYTES_MAX)
 }
 
 /// Size of a page: what was asked for, or the default.
@@ -119,24 +169,47 @@ fn corrupted(branch: &str, declared: u32, actual: u32) -> Refusal {
         .with("actual", format!("{actual:08x}"))
 }
 
-/// Identifies what is committed. Tokens and time limits are left out: they belong to the attempt, and a retry may
+/// Identifies what is committed. Tokens, time limits and traces are left out: they belong to the attempt, and a retry may
 /// change them.
-fn digest(request: &CommitRequest) -> Digest {
+fn commit_digest(request: &CommitRequest) -> Digest {
+    // Taken apart, so that the compiler asks about the fields that are added.
+    let CommitRequest { cluster: _, pipeline, commit_id: _, branches, not_after_ms: _ } = request;
+    digest(pipeline, branches)
+}
+
+fn digest(pipeline: &str, branches: &[BranchCommit]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    part(request.pipeline.as_bytes());
-    let CommitRequest { cluster: _, pipeline: _, commit_id: _, branches, not_after_ms: _ } = request;
-    // Taken apart, so that the compiler asks about every field that is added.
-    for BranchCommit { branch, token: _, sequence, checkpoint } in branches {
+    part(pipeline.as_bytes());
+    for BranchCommit { branch, token: _, sequence, checkpoint, staged, dead_letters, replayed } in branches {
         part(branch.as_bytes());
         part(&sequence.to_le_bytes());
-        let Some(Checkpoint { position, state, payload_crc32: _, integrity }) = checkpoint else { continue };
-        part(position);
-        part(state);
-        part(&integrity.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default());
+        let mut rare = BranchCommit {
+            staged: staged.clone(),
+            dead_letters: dead_letters.clone(),
+            replayed: replayed.clone(),
+            ..BranchCommit::default()
+        };
+        rare.dead_letters.iter_mut().for_each(|letter| letter.traceparent.clear());
+        if let Some(given) = checkpoint {
+            let Checkpoint { position, state, payload_crc32: _, integrity, traceparent: _, .. } = given;
+            let Checkpoint { format_version, scope, late_for, .. } = given;
+            part(position);
+            part(state);
+            part(&integrity.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default());
+            if *format_version != 0 || !scope.is_empty() || !late_for.is_empty() {
+                let (scope, late_for) = (scope.clone(), late_for.clone());
+                let said = Checkpoint { format_version: *format_version, scope, late_for, ..Checkpoint::default() };
+                rare.checkpoint = Some(said);
+            }
+        }
+        // What few commits have does not change the digests of the others.
+        if rare != BranchCommit::default() {
+            part(&prost::Message::encode_to_vec(&rare));
+        }
     }
     let hash = hasher.finalize();
     let (digest, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");

@@ -185,5 +185,5 @@ fn leave_states_out(fact: &mut Fact) {
     if let Some(Kind::Committed(committed)) = &mut fact.kind {
         committed.digest = Bytes::copy_from_slice(&committed.digest);
     }
-    fact.checkpoints_mut().flatten().for_each(facts::leave_state_out);
+    fact.payloads_mut().for_each(facts::leave_state_out);
 }

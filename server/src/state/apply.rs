@@ -5,17 +5,23 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{
-    ClusterCreated, Committed, Fact, Forked, GenerationStarted, ImportFinished, ImportStarted, Imported, LeaseGranted,
-    LeaseReleased, PolicySet, Rewound, SavepointCreated, SavepointDeleted,
+    ClusterCreated, Committed, CommittedBranch, Fact, Forked, GenerationStarted, ImportFinished, ImportStarted,
+    Imported, LeaseGranted, LeaseReleased, PolicySet, Rewound, SavepointCreated, SavepointDeleted,
 };
 use fencepost::{Lsn, Token};
 
+use super::dead::DeadLetters;
 use super::lease::Standing;
+use super::merge::{self, Merged};
 use super::pipeline::Origin;
 use super::retention::Times;
-use super::{Branch, COUNT_END, Digest, Grant, Head, Inconsistent, Pipeline, PolicyInForce, Savepoint, State, entry};
+use super::{
+    Branch, COUNT_END, ClosedBarrier, Digest, Grant, Head, Inconsistent, Pipeline, PolicyInForce, Savepoint, State,
+    entry,
+};
 
 /// What may be missing of the log before a fact.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,6 +72,18 @@ impl State {
             Some(Kind::ImportStarted(started)) => self.apply_import_started(started),
             Some(Kind::Imported(imported)) => self.apply_imported(lsn, imported),
             Some(Kind::ImportFinished(finished)) => self.apply_import_finished(finished),
+            Some(Kind::Staged(staged)) => self.apply_staged(lsn, at_ms, staged, before == Before::Whole),
+            Some(Kind::StagedDiscarded(discarded)) => self.apply_staged_discarded(discarded, before == Before::Whole),
+            Some(Kind::BarrierOpened(opened)) => self.apply_barrier_opened(lsn, at_ms, opened, before == Before::Whole),
+            Some(Kind::BarrierArrived(arrived)) => self.apply_barrier_arrived(lsn, arrived, before == Before::Whole),
+            Some(Kind::BarrierAborted(aborted)) => {
+                self.apply_barrier_aborted(lsn, at_ms, aborted, before == Before::Whole)
+            }
+            Some(Kind::DeadLettersDiscarded(discarded)) => {
+                self.apply_dead_letters_discarded(discarded, before == Before::Whole)
+            }
+            Some(Kind::SchemaDeclared(declared)) => self.apply_schema_declared(declared, before == Before::Whole),
+            Some(Kind::GroupFenced(fenced)) => self.apply_group_fenced(lsn, fenced),
             None => Err("it is of a kind that this version does not know".to_owned()),
         };
         outcome.map_err(inconsistent)?;
@@ -125,27 +143,67 @@ impl State {
 
     fn apply_committed(&mut self, lsn: Lsn, at_ms: u64, committed: &Committed, before: Before) -> Result<(), String> {
         for moved in &committed.branches {
-            check_sequence(&moved.branch, moved.sequence)?;
-            let (branch, shared) = made(&mut self.pipelines, &mut self.branches, &committed.pipeline, &moved.branch);
-            if before == Before::Whole {
-                let token = Token::from_u64(moved.token);
-                if branch.lease().is_none_or(|grant| grant.token != token) {
-                    return Err(format!("it moves branch '{}' with token {token}, which is not current", moved.branch));
-                }
-                let head = branch.head.sequence;
-                if moved.sequence != head + 1 {
-                    return Err(format!("it moves branch '{}' from {head} to {}", moved.branch, moved.sequence));
-                }
-            }
-            branch.move_to(shared.policy, head(moved.sequence, lsn, at_ms), moved.retained_from);
+            self.apply_moved(lsn, at_ms, committed, moved, before)?;
         }
         let pipeline = entry(&mut self.pipelines, &committed.pipeline);
+        pipeline.apply_replayed(committed, before == Before::Whole)?;
         // What was forked before it was exported comes without a commit.
         if !committed.commit_id.is_empty() {
             let digest = Digest::try_from(&committed.digest[..]).map_err(|_| "its digest is not 16 bytes")?;
             let number = pipeline.number_of(committed, before)?;
             pipeline.window.remember(&committed.commit_id, digest, lsn, number);
             pipeline.last_committed_at_ms = at_ms;
+        }
+        if let (Some(merge), Some(moved)) = (&committed.merge, committed.branches.first()) {
+            let (branch, output_digest) = (moved.branch.as_str().into(), merge.output_digest[..].into());
+            let merged = Merged { lsn, branch, sequence: moved.sequence, output_digest };
+            pipeline.merges.insert(merge::identity(merge), merged);
+        }
+        if let Some(barrier) = &committed.barrier {
+            let closed = ClosedBarrier { lsn, at_ms, is_committed: true };
+            self.close_barrier(&committed.pipeline, barrier, closed, before == Before::Whole)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in that a commit moved one of its branches.
+    fn apply_moved(
+        &mut self,
+        lsn: Lsn,
+        at_ms: u64,
+        committed: &Committed,
+        moved: &CommittedBranch,
+        before: Before,
+    ) -> Result<(), String> {
+        check_sequence(&moved.branch, moved.sequence)?;
+        let (branch, shared) = made(&mut self.pipelines, &mut self.branches, &committed.pipeline, &moved.branch);
+        let staged = branch.take_staged();
+        if before == Before::Whole {
+            let token = Token::from_u64(moved.token);
+            // A worker that has arrived at a barrier may have released its branch since.
+            let is_current =
+                |grant: &&Grant| grant.token == token && (grant.is_in_force() || committed.barrier.is_some());
+            if !branch.last_grant().is_some_and(|grant| is_current(&grant)) {
+                return Err(format!("it moves branch '{}' with token {token}, which is not current", moved.branch));
+            }
+            let head = branch.head.sequence;
+            if moved.sequence != head + 1 {
+                return Err(format!("it moves branch '{}' from {head} to {}", moved.branch, moved.sequence));
+            }
+            if staged.as_ref().map_or(0, |staged| staged.lsn.as_u64()) != moved.staged_lsn {
+                return Err(format!("it moves branch '{}' to other than what it has staged", moved.branch));
+            }
+        }
+        branch.move_to(shared.policy, head(moved.sequence, lsn, at_ms), moved.retained_from);
+        let staged = staged.filter(|staged| staged.lsn.as_u64() == moved.staged_lsn);
+        if shared.has_schemas {
+            let said = moved.checkpoint.as_ref().and_then(|checkpoint| checkpoint.integrity.as_ref());
+            let here = said.map(|it| Bytes::copy_from_slice(&it.schema_fingerprint)).unwrap_or_default();
+            branch.change_past(|past| past.schema = staged.as_ref().map_or(here, |staged| staged.schema.clone()));
+        }
+        match staged {
+            Some(staged) => shared.dead.add(staged.lsn, &moved.branch, moved.sequence, staged.dead_letters),
+            None => shared.dead.add(lsn, &moved.branch, moved.sequence, moved.dead_letters.len() as u32),
         }
         Ok(())
     }
@@ -218,10 +276,13 @@ impl State {
         }
         let newly_free = u64::from(branch.lease().is_some());
         branch.take_grant(Grant::of_rewind(lsn, at_ms, rewound));
+        branch.take_staged();
+        shared.dead.abandon(&rewound.branch, to_sequence);
         branch.head = head(to_sequence, Lsn::from_u64(rewound.to_lsn), to_committed_at_ms);
         branch.retained_from = retained_from;
         branch.change_past(|past| {
             past.rewinds.push(lsn, to_sequence);
+            past.schema = Bytes::new();
             past.times.cut_after(to_sequence);
             if to_sequence > 0 && shared.policy.is_some_and(PolicyInForce::keeps_by_age) {
                 past.times.push(to_sequence, to_committed_at_ms);
@@ -254,6 +315,7 @@ impl State {
         self.leases = 0;
         for pipeline in self.pipelines.values_mut() {
             pipeline.leases = 0;
+            pipeline.branches.values_mut().for_each(Branch::leave_barrier);
             let grants = pipeline.branches.values_mut().filter_map(|branch| branch.grant.as_deref_mut());
             for grant in grants.filter(|grant| grant.is_in_force()) {
                 grant.standing = Standing::Ended;
@@ -294,8 +356,13 @@ impl State {
         Ok(())
     }
 
+    /// The branch, made if need be.
+    pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> &mut Branch {
+        made(&mut self.pipelines, &mut self.branches, pipeline, branch).0
+    }
+
     /// The next token, compared with those before and with the generation.
-    fn mint(&self, token: u64) -> Result<Token, String> {
+    pub(super) fn mint(&self, token: u64) -> Result<Token, String> {
         let token = Token::from_u64(token);
         if token <= self.last_token {
             return Err(format!("it grants token {token} after token {}", self.last_token));
@@ -345,6 +412,8 @@ struct Shared<'a> {
     policy: Option<&'a PolicyInForce>,
     leases: &'a mut u64,
     last_rewound: &'a mut Lsn,
+    dead: &'a mut DeadLetters,
+    has_schemas: bool,
 }
 
 /// The branch, made if need be.
@@ -354,11 +423,12 @@ fn made<'a>(
     pipeline: &str,
     branch: &str,
 ) -> (&'a mut Branch, Shared<'a>) {
-    let Pipeline { branches: of_pipeline, leases, last_rewound, policy, .. } = entry(pipelines, pipeline);
+    let Pipeline { branches: of_pipeline, leases, last_rewound, policy, dead, schemas, .. } =
+        entry(pipelines, pipeline);
     if !of_pipeline.contains_key(branch) {
         *branches += 1;
     }
-    let shared = Shared { policy: policy.as_deref(), leases, last_rewound };
+    let shared = Shared { policy: policy.as_deref(), leases, last_rewound, dead, has_schemas: !schemas.is_empty() };
     (entry(of_pipeline, branch), shared)
 }
 

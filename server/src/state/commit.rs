@@ -83,6 +83,8 @@ impl State {
             commit_id: request.commit_id,
             digest: bytes::Bytes::copy_from_slice(&digest),
             number,
+            barrier: None,
+            merge: None,
             branches: request
                 .branches
                 .into_iter()
@@ -91,10 +93,13 @@ impl State {
                     let (policy, branch) = known.expect("a branch whose token was just compared exists");
                     CommittedBranch {
                         retained_from: branch.retained_after(policy, moved.sequence, now_ms),
+                        staged_lsn: branch.staged().map_or(0, |staged| staged.lsn.as_u64()),
                         branch: moved.branch,
                         sequence: moved.sequence,
                         token: moved.token,
                         checkpoint: moved.checkpoint,
+                        dead_letters: moved.dead_letters,
+                        replayed: moved.replayed,
                     }
                 })
                 .collect(),

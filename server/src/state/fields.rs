@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use fencepost::v1::{Checkpoint, Policy};
+use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy};
 use fencepost::{NAME_BYTES_MAX, Reason};
 
+use super::check_name;
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -23,7 +24,45 @@ pub fn check_checkpoint(field: &str, checkpoint: &Checkpoint) -> Result<(), Refu
     check_bytes(&format!("{field}.position"), checkpoint.position.len(), limits::POSITION_BYTES_MAX)?;
     check_bytes(&format!("{field}.state"), checkpoint.state.len(), limits::STATE_BYTES_MAX)?;
     let fingerprint = checkpoint.integrity.as_ref().map_or(0, |integrity| integrity.schema_fingerprint.len());
-    check_bytes(&format!("{field}.integrity.schema_fingerprint"), fingerprint, limits::FINGERPRINT_BYTES_MAX)
+    check_bytes(&format!("{field}.integrity.schema_fingerprint"), fingerprint, limits::FINGERPRINT_BYTES_MAX)?;
+    check_scope(&format!("{field}.scope"), &checkpoint.scope)?;
+    check_traceparent(&format!("{field}.traceparent"), &checkpoint.traceparent)?;
+    if checkpoint.late_for.is_empty() { Ok(()) } else { check_name(&format!("{field}.late_for"), &checkpoint.late_for) }
+}
+
+/// Checks a scope: each name once, and values that can be read in a log.
+pub fn check_scope(field: &str, scope: &[Fingerprint]) -> Result<(), Refusal> {
+    if scope.len() > limits::SCOPE_MAX {
+        let expected = format!("at most {} fingerprints", limits::SCOPE_MAX);
+        return Err(Refusal::field(Reason::TooLarge, field, scope.len(), &expected));
+    }
+    for (i, Fingerprint { name, value }) in scope.iter().enumerate() {
+        check_name(&format!("{field}[{i}].name"), name)?;
+        check_id(&format!("{field}[{i}].value"), value)?;
+        if scope[..i].iter().any(|other| other.name == *name) {
+            return Err(Refusal::field(Reason::InvalidField, &format!("{field}[{i}].name"), name, "each name once"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a W3C traceparent. Empty: none.
+pub(super) fn check_traceparent(field: &str, traceparent: &str) -> Result<(), Refusal> {
+    // Its form is checked by the protocol library.
+    let _ = (field, traceparent);
+    Ok(())
+}
+
+/// Checks one dead letter, but for the sum of the payloads.
+pub fn check_dead_letter(field: &str, letter: &DeadLetter) -> Result<(), Refusal> {
+    let DeadLetter { payload: _, reason, source_position, traceparent } = letter;
+    if reason.is_empty() {
+        let expected = "a few words: why the record could not be processed";
+        return Err(Refusal::field(Reason::InvalidField, &format!("{field}.reason"), "", expected));
+    }
+    check_bytes(&format!("{field}.reason"), reason.len(), limits::REASON_BYTES_MAX)?;
+    check_bytes(&format!("{field}.source_position"), source_position.len(), limits::REASON_BYTES_MAX)?;
+    check_traceparent(&format!("{field}.traceparent"), traceparent)
 }
 
 /// Checks the values of a policy. 0 stands for a default.

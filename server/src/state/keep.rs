@@ -6,8 +6,9 @@
 //! although older facts that are of no more use either may still be there.
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Committed, Fact, Rewound};
-use fencepost::{Lsn, Token};
+use fencepost::log::v1::{Committed, CommittedBranch, Fact, Rewound, Staged};
+use fencepost::v1::DeadLetterId;
+use fencepost::{Lsn, Payload, Token};
 
 use super::lease::Standing;
 use super::{Branch, Pipeline, State};
@@ -40,9 +41,9 @@ impl State {
         let branch = |name: &str| pipeline.branches.get(name);
         let is_young = fact.at_ms.saturating_add(pipeline.audit_for_ms()) > now_ms;
         match kind {
-            Kind::Committed(commit) => commit_kept(pipeline, lsn, fact, commit),
+            Kind::Committed(commit) => commit_kept(pipeline, lsn, fact, commit, is_gone),
             Kind::Imported(imported) => {
-                imported.commit.as_ref().map_or(Keep::Whole, |commit| commit_kept(pipeline, lsn, fact, commit))
+                imported.commit.as_ref().map_or(Keep::Whole, |commit| commit_kept(pipeline, lsn, fact, commit, is_gone))
             }
             Kind::Forked(_) => checkpoints_kept(pipeline, lsn, fact, || is_young),
             Kind::LeaseGranted(granted) => {
@@ -64,9 +65,27 @@ impl State {
                 Keep::only_if(is_young || is_there)
             }
             Kind::SavepointDeleted(deleted) => Keep::only_if(is_young || !is_gone(Lsn::from_u64(deleted.created_lsn))),
-            Kind::ClusterCreated(_) | Kind::GenerationStarted(_) | Kind::ImportStarted(_) | Kind::ImportFinished(_) => {
-                Keep::Whole
+            Kind::Staged(staged) => staged_kept(pipeline, lsn, staged, fact),
+            Kind::StagedDiscarded(discarded) => {
+                Keep::only_if(is_young || !is_gone(Lsn::from_u64(discarded.staged_lsn)))
             }
+            Kind::BarrierOpened(opened) => {
+                let is_open = pipeline.barriers.open(&opened.name).is_some_and(|open| open.opened == lsn);
+                Keep::only_if(is_young || is_open)
+            }
+            Kind::BarrierArrived(arrived) => Keep::only_if(
+                branch(&arrived.branch).and_then(Branch::staged).is_some_and(|staged| staged.arrived_at(lsn)),
+            ),
+            Kind::BarrierAborted(_) => Keep::only_if(is_young || closing_kept(pipeline, lsn, fact, is_gone)),
+            Kind::DeadLettersDiscarded(discarded) => {
+                Keep::only_if(is_young || is_any_left(discarded.letters.iter(), is_gone))
+            }
+            Kind::GroupFenced(_) => Keep::only_if(is_young || pipeline.last_fenced == lsn),
+            Kind::ClusterCreated(_)
+            | Kind::GenerationStarted(_)
+            | Kind::ImportStarted(_)
+            | Kind::ImportFinished(_)
+            | Kind::SchemaDeclared(_) => Keep::Whole,
         }
     }
 }
@@ -82,20 +101,95 @@ impl Branch {
     }
 }
 
-/// A commit goes once none of its checkpoints is retained and its id is forgotten. One that does not say its number is
-/// counted, so its shell stays.
-fn commit_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, commit: &Committed) -> Keep {
-    let is_remembered = || commit.number == 0 && !commit.commit_id.is_empty() || pipeline.window.holds(commit, lsn);
-    checkpoints_kept(pipeline, lsn, fact, is_remembered)
+/// A commit goes once none of its checkpoints is retained, its id is forgotten, none of its dead letters is open, and nothing
+/// is left in the log that it has ended. One that does not say its number is counted, so its shell stays.
+fn commit_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, commit: &Committed, is_gone: &dyn Fn(Lsn) -> bool) -> Keep {
+    let is_remembered = || {
+        commit.number == 0 && !commit.commit_id.is_empty()
+            || pipeline.window.holds(commit, lsn)
+            || pipeline.merges.made_at(lsn)
+            || commit.branches.iter().any(|moved| pipeline.dead.is_any_open(letters_at(lsn, moved)))
+            || is_any_left(commit.branches.iter().flat_map(|moved| &moved.replayed), is_gone)
+            || commit.barrier.is_some() && closing_kept(pipeline, lsn, fact, is_gone)
+    };
+    let is_stripped = |moved: &CommittedBranch| {
+        !moved.dead_letters.is_empty() && !pipeline.dead.is_any_open(lsn) && moved.staged_lsn == 0
+    };
+    let kept = checkpoints_kept(pipeline, lsn, fact, is_remembered);
+    if kept == Keep::Nothing || !commit.branches.iter().any(is_stripped) {
+        return kept;
+    }
+    let mut reduced = if let Keep::Reduced(reduced) = kept { reduced } else { Box::new(fact.clone()) };
+    let commit = match &mut reduced.kind {
+        Some(Kind::Committed(commit)) => Some(commit),
+        Some(Kind::Imported(imported)) => imported.commit.as_mut(),
+        _ => None,
+    };
+    commit.into_iter().flat_map(|commit| &mut commit.branches).for_each(|moved| moved.dead_letters.clear());
+    Keep::Reduced(reduced)
+}
+
+/// Where the dead letters are that came with this checkpoint of the commit at `lsn`.
+fn letters_at(lsn: Lsn, moved: &CommittedBranch) -> Lsn {
+    if moved.staged_lsn == 0 { lsn } else { Lsn::from_u64(moved.staged_lsn) }
+}
+
+/// Whether the fact that has one of these dead letters is still there, so that it would be open again.
+fn is_any_left<'a>(mut letters: impl Iterator<Item = &'a DeadLetterId>, is_gone: &dyn Fn(Lsn) -> bool) -> bool {
+    letters.any(|letter| !is_gone(Lsn::from_u64(letter.lsn)))
+}
+
+/// Whether the end of a barrier is remembered, or its opening is still there, so that it would be open again.
+fn closing_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_gone: &dyn Fn(Lsn) -> bool) -> bool {
+    let opened = fact.barrier().map_or(Lsn::ZERO, |barrier| Lsn::from_u64(barrier.opened_lsn));
+    pipeline.barriers.closed_at(lsn) || !is_gone(opened)
+}
+
+/// What was staged goes once it is neither staged any more nor the retained checkpoint that a commit made of it, and none of
+/// its dead letters is open. Whether it was committed or discarded is not known here: if a later checkpoint of the same
+/// sequence is retained this one stays as long.
+fn staged_kept(pipeline: &Pipeline, lsn: Lsn, staged: &Staged, fact: &Fact) -> Keep {
+    let Some(branch) = pipeline.branches.get(&*staged.branch) else { return Keep::Nothing };
+    let is_staged = branch.staged().is_some_and(|it| it.lsn == lsn);
+    let is_retained = staged.sequence <= branch.head.sequence
+        && staged.sequence >= branch.retained_from()
+        && !branch.is_abandoned(staged.sequence, lsn);
+    let is_needed = is_staged || is_retained || pipeline.savepoints.pin_sequence(&staged.branch, staged.sequence);
+    let has_open = pipeline.dead.is_any_open(lsn);
+    let has_letters = !staged.dead_letters.is_empty();
+    if is_needed && (is_staged || has_open || !has_letters) {
+        return Keep::Whole;
+    }
+    if !is_needed && !has_open {
+        return Keep::Nothing;
+    }
+    let mut reduced = fact.clone();
+    if let Some(Kind::Staged(staged)) = &mut reduced.kind {
+        if !is_needed {
+            staged.checkpoint = None;
+        }
+        if !has_open && !is_staged {
+            staged.dead_letters.clear();
+        }
+    }
+    if reduced == *fact { Keep::Whole } else { Keep::Reduced(Box::new(reduced)) }
 }
 
 fn checkpoints_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_shell_kept: impl FnOnce() -> bool) -> Keep {
     let is_retained = |name: &str, sequence| {
         pipeline.branches.get(name).is_some_and(|branch| pipeline.is_retained(name, branch, sequence, lsn))
     };
+    // Whether each is there, and retained.
     let verdicts: Vec<(bool, bool)> = fact
         .checkpoints()
-        .map(|(name, sequence, checkpoint)| (checkpoint.is_some(), is_retained(name, sequence)))
+        .map(|made| {
+            let is_retained = is_retained(made.branch, made.sequence);
+            match made.payload {
+                // The way to open dead letters stays.
+                Payload::Staged(staged) => (true, is_retained || pipeline.dead.is_any_open(staged)),
+                payload => (payload.is_there(), is_retained),
+            }
+        })
         .collect();
     let is_any_retained = verdicts.iter().any(|(_, retained)| *retained);
     if !is_any_retained && !is_shell_kept() {
@@ -105,10 +199,6 @@ fn checkpoints_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_shell_kept: i
         return Keep::Whole;
     }
     let mut reduced = fact.clone();
-    for (checkpoint, (_, retained)) in reduced.checkpoints_mut().zip(&verdicts) {
-        if !retained {
-            *checkpoint = None;
-        }
-    }
+    reduced.take_out(|place| !verdicts[place].1);
     Keep::Reduced(Box::new(reduced))
 }

@@ -39,6 +39,8 @@ pub(super) enum Standing {
     Rewound,
     /// A new generation of the cluster's history began.
     Ended,
+    /// All leases of the pipeline were ended at once.
+    Fenced,
 }
 
 impl Grant {
@@ -202,6 +204,7 @@ impl State {
             previous_silent_ms: previous
                 .filter(|grant| grant.is_in_force())
                 .map(|_| timing.silent.as_millis().try_into().unwrap_or(u64::MAX)),
+            accepted_scope: request.accept_scope.clone(),
         })
     }
 
@@ -280,7 +283,11 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
         let message = format!("nobody was ever granted branch '{branch}' of '{pipeline}': token {token} is not its");
         return refusal(message).with("branch", branch);
     };
-    let message = if grant.token == token {
+    let message = if grant.token == token && grant.standing == Standing::Fenced {
+        format!(
+            "pipeline '{pipeline}' was fenced as a whole, which ended token {token} of branch '{branch}': stop this worker"
+        )
+    } else if grant.token == token {
         format!("token {token} released branch '{branch}' of '{pipeline}': resume to get a new one")
     } else if grant.token < token {
         format!("token {token} was granted for another branch than '{branch}' of '{pipeline}'")
@@ -291,7 +298,11 @@ fn fenced(pipeline: &str, branch: &str, token: Token, last: Option<&Grant>) -> R
             grant.holder
         )
     } else if !grant.is_in_force() {
-        let end = if grant.standing == Standing::Released { "released it" } else { "lost it to a new generation" };
+        let end = match grant.standing {
+            Standing::Released => "released it",
+            Standing::Fenced => "lost it when the whole pipeline was fenced",
+            _ => "lost it to a new generation",
+        };
         format!(
             "branch '{branch}' of '{pipeline}' went on without token {token}: '{}' had it with token {} and {end}; stop \
              this worker, or resume",

@@ -16,33 +16,43 @@
 //! [`apply`]: State::apply
 
 mod apply;
+mod barrier;
 mod commit;
+mod dead;
 mod fields;
 mod fork;
+mod group;
 mod import;
 mod keep;
 mod lease;
+mod merge;
 mod names;
 mod pipeline;
 mod records;
 mod retention;
 mod rewind;
 mod savepoint;
+mod schema;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod window;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use fencepost::v1::ClusterRef;
 use fencepost::{Lsn, Reason, Token};
 
+pub use barrier::{ClosedBarrier, OpenBarrier};
 pub use commit::{Commit, CommitVerdict, Resolution};
-pub use fields::{check_asked_by, check_bytes, check_checkpoint, check_id, check_ms, check_policy};
+pub use fields::{
+    check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_scope,
+};
 pub use import::ImportVerdict;
 pub use keep::Keep;
 pub use lease::{Grant, Resume, ResumeTiming, ResumeVerdict};
+pub use merge::Merged;
 pub use names::{check_name, check_pipeline};
 pub(crate) use pipeline::entry;
 pub use pipeline::{Branch, Head, Pipeline};
@@ -50,6 +60,7 @@ pub use records::{BadRecord, StateLoader};
 pub use retention::{PolicyInForce, with_defaults};
 pub use rewind::Place;
 pub use savepoint::{Savepoint, SavepointVerdict};
+pub use staged::Staged;
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
 use crate::error::Refusal;
@@ -73,6 +84,8 @@ pub struct State {
     pipelines: BTreeMap<Box<str>, Pipeline>,
     branches: u64,
     leases: u64,
+    /// Of open barriers: when, pipeline and name.
+    deadlines: BTreeSet<(u64, Box<str>, Box<str>)>,
 }
 
 /// A fact that cannot follow from what is in the log before it: either the log is not the one that was written, or the

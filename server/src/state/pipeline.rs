@@ -6,10 +6,15 @@ use std::ops::Bound;
 use bytes::Bytes;
 use fencepost::{Lsn, Token};
 
+use super::barrier::Barriers;
+use super::dead::DeadLetters;
 use super::lease::{Grant, Standing};
+use super::merge::Merges;
 use super::retention::{PolicyInForce, Times};
 use super::rewind::Rewinds;
 use super::savepoint::Savepoints;
+use super::schema::Schemas;
+use super::staged::Staged;
 use super::window::{self, CommitWindow, Digest};
 
 /// How many earlier grants of a branch are remembered by their requests.
@@ -27,6 +32,12 @@ pub struct Pipeline {
     pub(super) policy: Option<Box<PolicyInForce>>,
     pub(super) savepoints: Savepoints,
     pub(super) origin: Origin,
+    /// The newest fact that ended all leases at once.
+    pub(super) last_fenced: Lsn,
+    pub(super) barriers: Barriers,
+    pub(super) merges: Merges,
+    pub(super) dead: DeadLetters,
+    pub(super) schemas: Schemas,
 }
 
 /// Where a pipeline's history comes from.
@@ -56,11 +67,15 @@ pub struct Branch {
     pub(super) past: Option<Box<Past>>,
 }
 
-/// What is known of a branch that was rewound, or whose checkpoints are kept by their age.
+/// What is known of a branch that was rewound, whose checkpoints are kept by their age, that has something staged, or whose
+/// pipeline has declared schemas.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Past {
     pub(super) rewinds: Rewinds,
     pub(super) times: Times,
+    pub(super) staged: Option<Box<Staged>>,
+    /// The fingerprint of the head's schema, if the pipeline had declared any; empty after a rewind.
+    pub(super) schema: Bytes,
 }
 
 /// The resume point of a branch. What it says is in the log, at `lsn`.
@@ -142,6 +157,8 @@ impl Branch {
     }
 
     pub(super) fn take_grant(&mut self, grant: Grant) {
+        // A replaced worker has arrived nowhere.
+        self.leave_barrier();
         let before = self.grant.replace(Box::new(grant));
         // A rewind granted the branch to nobody's request.
         let Some(before) = before.filter(|before| before.standing != Standing::Rewound) else { return };

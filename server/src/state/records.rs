@@ -3,6 +3,8 @@
 //! Knows no files: framing and checksums are the log's. What is read is checked for being whole and in order; whatever is
 //! not is refused, and the state is made from the log instead.
 
+mod extra;
+
 use std::collections::BTreeMap;
 use std::mem;
 
@@ -98,6 +100,7 @@ fn pipeline<'a>(name: &str, pipeline: &'a Pipeline) -> impl Iterator<Item = Reco
         policy_set_at_ms: policy.map_or(0, |set| set.set_at_ms),
         importing,
         imported,
+        last_fenced_lsn: pipeline.last_fenced.as_u64(),
     });
     let mut remembered = pipeline.window.entries();
     let window = std::iter::from_fn(move || {
@@ -129,7 +132,7 @@ fn pipeline<'a>(name: &str, pipeline: &'a Pipeline) -> impl Iterator<Item = Reco
         });
         std::iter::once(Record::Branch(written(name, branch))).chain(times)
     });
-    std::iter::once(own).chain(window).chain(savepoints).chain(branches)
+    std::iter::once(own).chain(window).chain(savepoints).chain(extra::written(pipeline)).chain(branches)
 }
 
 fn written(name: &str, branch: &Branch) -> BranchState {
@@ -149,6 +152,8 @@ fn written(name: &str, branch: &Branch) -> BranchState {
             })
             .collect(),
         rewinds: rewinds.flat_map(|(lsn, to)| [lsn.as_u64(), to]).collect(),
+        staged: branch.staged().map(extra::written_staged),
+        schema: branch.past.as_deref().map(|past| past.schema.clone()).unwrap_or_default(),
         ..BranchState::default()
     };
     if let Some(grant) = branch.last_grant() {
@@ -164,6 +169,7 @@ fn written(name: &str, branch: &Branch) -> BranchState {
             Standing::Released => WrittenStanding::Released,
             Standing::Rewound => WrittenStanding::Rewound,
             Standing::Ended => WrittenStanding::Ended,
+            Standing::Fenced => WrittenStanding::Fenced,
         });
     }
     written
@@ -200,7 +206,12 @@ impl StateLoader {
     pub fn finish(mut self) -> Result<State, BadRecord> {
         let bad = |what: &str| BadRecord::Unfit { number: self.records, what: what.to_owned() };
         let (Some(header), Some(_)) = (self.header.take(), &self.end) else { return Err(bad("is missing")) };
+        let deadlines = self.pipelines.iter().flat_map(|(pipeline, of)| {
+            let open = of.open_barriers().filter(|(_, barrier)| barrier.deadline_ms != 0);
+            open.map(move |(name, barrier)| (barrier.deadline_ms, pipeline.clone(), name.into()))
+        });
         Ok(State {
+            deadlines: deadlines.collect(),
             cluster_id: header.cluster_id,
             generation: header.generation,
             generations: header.generation_lsns.into_iter().map(Lsn::from_u64).collect(),
@@ -223,6 +234,13 @@ impl StateLoader {
             (Some(Record::Window(window)), _) => self.window(window.commits)?,
             (Some(Record::Savepoint(savepoint)), _) => self.savepoint(savepoint)?,
             (Some(Record::Branch(branch)), _) => self.branch(branch)?,
+            (Some(Record::Barrier(barrier)), _) => extra::barrier(open(&mut self.pipelines)?, barrier),
+            (Some(Record::Merges(merges)), _) => extra::merges(open(&mut self.pipelines)?, merges)?,
+            (Some(Record::DeadLetters(letters)), _) => extra::dead_letters(open(&mut self.pipelines)?, letters),
+            (Some(Record::Schemas(schemas)), _) => {
+                let of = open(&mut self.pipelines)?;
+                schemas.schemas.into_iter().for_each(|schema| of.schemas.insert(schema));
+            }
             (Some(Record::Times(TimesState { times })), _) => {
                 let (_, branch) = self.branches.last_mut().ok_or("has times of no branch")?;
                 let pairs = times.as_chunks().0.iter();
@@ -259,6 +277,7 @@ impl StateLoader {
         let mut pipeline = Pipeline {
             last_committed_at_ms: written.last_committed_at_ms,
             last_rewound: Lsn::from_u64(written.last_rewound_lsn),
+            last_fenced: Lsn::from_u64(written.last_fenced_lsn),
             policy,
             origin,
             ..Pipeline::default()
@@ -305,6 +324,7 @@ impl StateLoader {
             WrittenStanding::Released => Standing::Released,
             WrittenStanding::Rewound => Standing::Rewound,
             WrittenStanding::Ended => Standing::Ended,
+            WrittenStanding::Fenced => Standing::Fenced,
         };
         let grant = (written.token != 0).then(|| {
             Box::new(Grant {
@@ -333,6 +353,11 @@ impl StateLoader {
         if !written.rewinds.is_empty() {
             let rewinds = written.rewinds.as_chunks().0.iter();
             branch.change_past(|past| rewinds.for_each(|[lsn, to]| past.rewinds.push(Lsn::from_u64(*lsn), *to)));
+        }
+        if !written.schema.is_empty() || written.staged.is_some() {
+            let staged = written.staged.map(extra::read_staged).transpose()?.map(Box::new);
+            let schema = Bytes::copy_from_slice(&written.schema);
+            branch.change_past(|past| (past.staged, past.schema) = (staged, schema));
         }
         self.branches.push((written.name.into(), branch));
         Ok(())

@@ -33,12 +33,15 @@ impl PolicyInForce {
 
 /// The policy with its defaults filled in; of none at all, the defaults alone.
 pub fn with_defaults(policy: Option<&Policy>) -> Policy {
-    let Policy { keep_last, keep_for_ms, audit_for_ms } = policy.copied().unwrap_or_default();
+    let Policy { keep_last, keep_for_ms, audit_for_ms, reconcile_rows, declared_schemas_only } =
+        policy.copied().unwrap_or_default();
     let or = |value: u64, default: u64| if value == 0 { default } else { value };
     Policy {
         keep_last: or(keep_last, limits::KEEP_LAST_DEFAULT),
         keep_for_ms,
         audit_for_ms: or(audit_for_ms, limits::AUDIT_FOR_DEFAULT.as_millis() as u64),
+        reconcile_rows,
+        declared_schemas_only,
     }
 }
 

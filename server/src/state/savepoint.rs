@@ -75,6 +75,11 @@ impl Savepoints {
         self.pinned.get(&lsn).is_some_and(|branches| branches.iter().any(|pinned| **pinned == *branch))
     }
 
+    /// Whether any of them names a checkpoint of this sequence of the branch.
+    pub(super) fn pin_sequence(&self, branch: &str, sequence: u64) -> bool {
+        self.by_name.values().any(|savepoint| savepoint.sequence == sequence && savepoint.branch == branch)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Savepoint)> {
         self.by_name.iter().map(|(name, savepoint)| (&**name, savepoint))
     }

@@ -115,6 +115,7 @@ fn commit(id: &str, branches: &[(&str, Token, u64)]) -> Commit {
         token: token.as_u64(),
         sequence: *sequence,
         checkpoint: Some(Checkpoint::default()),
+        ..BranchCommit::default()
     });
     let request = CommitRequest {
         pipeline: PIPELINE.to_owned(),

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::{LogIndex, Lsn};
+use fencepost::{LogIndex, Lsn, Made};
 use prost::Message as _;
 
 use crate::index::{Change, is_audit};
@@ -71,12 +71,12 @@ impl Gathered<'_> {
     pub(super) fn add(&mut self, lsn: Lsn, fact: &Fact, payload_bytes: u64, together: u64) {
         let Some(pipeline) = fact.pipeline() else { return };
         let (mut made, mut retained) = (0, 0);
-        for (branch, sequence, checkpoint) in fact.checkpoints() {
+        for Made { branch, sequence, payload } in fact.checkpoints() {
             made += 1;
             self.touch(pipeline, branch);
             let known = self.state.branch(pipeline, branch);
             let is_current = known.is_some_and(|known| !known.is_abandoned(sequence, lsn));
-            if checkpoint.is_some() && is_current && self.state.is_retained(pipeline, branch, sequence, lsn) {
+            if payload.is_there() && is_current && self.state.is_retained(pipeline, branch, sequence, lsn) {
                 retained += 1;
                 self.changes.push(Change::Commit {
                     pipeline: pipeline.to_owned(),

@@ -167,7 +167,7 @@ impl History {
             Step::Policy { keep_last, keep_facts, audit_facts } => {
                 for pipeline in PIPELINES {
                     let (keep_for_ms, audit_for_ms) = (keep_facts * FACT_MS, audit_facts * FACT_MS);
-                    let policy = Some(Policy { keep_last, keep_for_ms, audit_for_ms });
+                    let policy = Some(Policy { keep_last, keep_for_ms, audit_for_ms, ..Policy::default() });
                     let request = SetPolicyRequest { pipeline: pipeline.to_owned(), policy, ..Default::default() };
                     if let Some(set) = self.store.state.evaluate_policy(&request).unwrap() {
                         self.record(Kind::PolicySet(set));
@@ -229,7 +229,13 @@ impl History {
             let sequence = head.map_or(0, |head| head.sequence) + 1;
             let state = Bytes::from(format!("{name} {sequence} {}", self.store.facts.len()));
             let checkpoint = Some(Checkpoint { state, ..Checkpoint::default() });
-            BranchCommit { branch: name.clone(), token: token.as_u64(), sequence, checkpoint }
+            BranchCommit {
+                branch: name.clone(),
+                token: token.as_u64(),
+                sequence,
+                checkpoint,
+                ..BranchCommit::default()
+            }
         });
         let branches: Vec<BranchCommit> = branches.collect();
         let request =
@@ -406,7 +412,10 @@ impl History {
         assert_eq!(self.replayed(), *state, "what compaction leaves makes the same state");
         let payload = |facts: &[(Lsn, Fact)], lsn: Lsn, branch: &str| {
             let (_, fact) = facts.iter().find(|(at, _)| *at == lsn)?;
-            fact.checkpoints().find(|(name, ..)| *name == branch).and_then(|(.., checkpoint)| checkpoint.cloned())
+            match fact.checkpoints().find(|made| made.branch == branch)?.payload {
+                fencepost::Payload::Here(checkpoint) => Some(checkpoint.clone()),
+                _ => None,
+            }
         };
         let assert_readable = |branch: &str, lsn: Lsn, why: &str| {
             let written = payload(&self.store.facts, lsn, branch);
@@ -464,7 +473,7 @@ fn compaction_leaves_what_the_policy_keeps_and_little_else() {
     history.take(Step::Commit { branch: 0, with: None, times: 3 * WINDOW_COMMITS });
     history.compact(0, 100);
     let count = |is: fn(&Fact) -> bool| history.kept.iter().filter(|(_, fact)| is(fact)).count() as u64;
-    let has_payload = |fact: &Fact| fact.checkpoints().any(|(.., checkpoint)| checkpoint.is_some());
+    let has_payload = |fact: &Fact| fact.payloads().next().is_some();
     assert_eq!(count(has_payload), 5 + 1, "the newest five, and the savepoint's");
     assert_eq!(count(|fact| fact.commit().is_some()), WINDOW_COMMITS + 1, "the ids that are remembered");
     assert_eq!(history.store.state.oldest_retained(PIPELINE, "ewr"), 20 + 3 * WINDOW_COMMITS - 4);

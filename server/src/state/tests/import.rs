@@ -75,6 +75,7 @@ fn numbers_that_none_can_follow_contradict_every_log() {
         digest: vec![0; 16].into(),
         branches: vec![moved(sequence)],
         number,
+        ..Committed::default()
     };
     let savepoint = |sequence| {
         let (pipeline, branch) = (pipeline.clone(), branch.clone());
@@ -125,6 +126,7 @@ fn after_the_last_number_there_is_a_refusal() {
             digest: vec![0; 16].into(),
             branches: vec![moved],
             number,
+            ..Committed::default()
         };
         store.record(Kind::ImportStarted(ImportStarted { pipeline: PIPELINE.to_owned(), ..ImportStarted::default() }));
         store.record(Kind::Imported(Imported { commit: Some(commit_of), committed_at_ms: 1 }));

@@ -1,0 +1,197 @@
+//! Points at which the branches of a pipeline move together.
+//!
+//! What has arrived is with the branches ([`Staged`](super::Staged)); a barrier knows only whom it waits for. So there is one
+//! place to look at, and an arrival that ended with its worker cannot be counted.
+
+use std::collections::BTreeMap;
+
+use fencepost::Lsn;
+use fencepost::log::v1::{BarrierAborted, BarrierOpened, BarrierRef};
+
+use super::{Branch, Pipeline, State, entry};
+
+/// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
+pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 4 } else { 1_000 };
+
+/// A barrier that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBarrier {
+    /// The fact that opened it.
+    pub opened: Lsn,
+    /// When, by the server's wall clock.
+    pub opened_at_ms: u64,
+    /// When it is given up, by the server's wall clock; 0: never.
+    pub deadline_ms: u64,
+    /// Whom it waits for, in the order of their names.
+    pub participants: Box<[Box<str>]>,
+}
+
+/// A barrier that does not wait any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedBarrier {
+    /// The fact that closed it.
+    pub lsn: Lsn,
+    /// When, by the server's wall clock.
+    pub at_ms: u64,
+    /// Whether all had arrived; otherwise it was aborted.
+    pub is_committed: bool,
+}
+
+/// The barriers of a pipeline.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Barriers {
+    open: BTreeMap<Box<str>, OpenBarrier>,
+    closed: BTreeMap<Box<str>, ClosedBarrier>,
+    /// The names of the closed ones, oldest first.
+    order: BTreeMap<Lsn, Box<str>>,
+}
+
+impl Barriers {
+    pub(super) fn open(&self, name: &str) -> Option<&OpenBarrier> {
+        self.open.get(name)
+    }
+
+    pub(super) fn closed(&self, name: &str) -> Option<&ClosedBarrier> {
+        self.closed.get(name)
+    }
+
+    pub(super) fn insert_open(&mut self, name: &str, barrier: OpenBarrier) {
+        self.open.insert(name.into(), barrier);
+    }
+
+    pub(super) fn insert_closed(&mut self, name: &str, closed: ClosedBarrier) {
+        if let Some(before) = self.closed.insert(name.into(), closed) {
+            self.order.remove(&before.lsn);
+        }
+        self.order.insert(closed.lsn, name.into());
+        while self.order.len() > CLOSED_REMEMBERED {
+            if let Some((_, oldest)) = self.order.pop_first() {
+                self.closed.remove(&oldest);
+            }
+        }
+    }
+
+    /// Ends the wait, if this very barrier waits.
+    fn close(&mut self, barrier: &BarrierRef, closed: ClosedBarrier) -> Option<OpenBarrier> {
+        let is_it = self.open.get(&*barrier.name).is_some_and(|open| open.opened.as_u64() == barrier.opened_lsn);
+        self.insert_closed(&barrier.name, closed);
+        if is_it { self.open.remove(&*barrier.name) } else { None }
+    }
+
+    /// Whether the fact at `lsn` closed one that is remembered.
+    pub(super) fn closed_at(&self, lsn: Lsn) -> bool {
+        self.order.contains_key(&lsn)
+    }
+
+    pub(super) fn iter_open(&self) -> impl Iterator<Item = (&str, &OpenBarrier)> {
+        self.open.iter().map(|(name, barrier)| (&**name, barrier))
+    }
+
+    pub(super) fn iter_closed(&self) -> impl DoubleEndedIterator<Item = (&str, &ClosedBarrier)> {
+        self.order.values().filter_map(|name| Some((&**name, self.closed.get(name)?)))
+    }
+}
+
+impl Pipeline {
+    /// Open barriers in the order of their names.
+    pub fn open_barriers(&self) -> impl Iterator<Item = (&str, &OpenBarrier)> {
+        self.barriers.iter_open()
+    }
+
+    /// Closed barriers that are remembered, newest first.
+    pub fn closed_barriers(&self) -> impl Iterator<Item = (&str, &ClosedBarrier)> {
+        self.barriers.iter_closed().rev()
+    }
+
+    /// Participants of an open barrier, each with what it has staged if it has arrived.
+    pub(super) fn arrivals<'a>(
+        &'a self,
+        name: &'a str,
+        barrier: &'a OpenBarrier,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a super::Staged>)> {
+        barrier.participants.iter().map(move |branch| {
+            let staged = self.branches.get(branch).and_then(Branch::staged);
+            (&**branch, staged.filter(|staged| staged.barrier() == Some(name)))
+        })
+    }
+}
+
+impl State {
+    pub(super) fn apply_barrier_opened(
+        &mut self,
+        lsn: Lsn,
+        at_ms: u64,
+        fact: &BarrierOpened,
+        is_whole: bool,
+    ) -> Result<(), String> {
+        let pipeline = entry(&mut self.pipelines, &fact.pipeline);
+        if is_whole && pipeline.barriers.open(&fact.name).is_some() {
+            return Err(format!("it opens barrier '{}', which is open", fact.name));
+        }
+        let barrier = OpenBarrier {
+            opened: lsn,
+            opened_at_ms: at_ms,
+            deadline_ms: fact.deadline_ms,
+            participants: fact.participants.iter().map(|name| name.as_str().into()).collect(),
+        };
+        pipeline.barriers.insert_open(&fact.name, barrier);
+        if fact.deadline_ms != 0 {
+            let (pipeline, name) = (fact.pipeline.as_str().into(), fact.name.as_str().into());
+            self.deadlines.insert((fact.deadline_ms, pipeline, name));
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_barrier_aborted(
+        &mut self,
+        lsn: Lsn,
+        at_ms: u64,
+        fact: &BarrierAborted,
+        is_whole: bool,
+    ) -> Result<(), String> {
+        let barrier = fact.barrier.as_ref().ok_or("it names no barrier")?;
+        let closed = ClosedBarrier { lsn, at_ms, is_committed: false };
+        self.close_barrier(&fact.pipeline, barrier, closed, is_whole)?;
+        Ok(())
+    }
+
+    /// Ends the wait of a barrier; what has arrived there and is not committed by now is discarded.
+    pub(super) fn close_barrier(
+        &mut self,
+        pipeline: &str,
+        barrier: &BarrierRef,
+        closed: ClosedBarrier,
+        is_whole: bool,
+    ) -> Result<(), String> {
+        let of = entry(&mut self.pipelines, pipeline);
+        let Some(open) = of.barriers.close(barrier, closed) else {
+            return if is_whole {
+                Err(format!("it closes barrier '{}', which is not open", barrier.name))
+            } else {
+                Ok(())
+            };
+        };
+        for branch in &open.participants {
+            if let Some(branch) = of.branches.get_mut(branch)
+                && branch.staged().is_some_and(|staged| staged.barrier() == Some(&barrier.name))
+            {
+                branch.take_staged();
+            }
+        }
+        if open.deadline_ms != 0 {
+            self.deadlines.remove(&(open.deadline_ms, pipeline.into(), barrier.name.as_str().into()));
+        }
+        Ok(())
+    }
+
+    /// The open barrier with the earliest deadline, if it has passed: pipeline and name.
+    pub fn overdue_barrier(&self, now_ms: u64) -> Option<(&str, &str)> {
+        let (deadline_ms, pipeline, name) = self.deadlines.first()?;
+        (*deadline_ms <= now_ms).then_some((pipeline, name))
+    }
+
+    /// Whether any open barrier has a deadline.
+    pub fn has_deadlines(&self) -> bool {
+        !self.deadlines.is_empty()
+    }
+}
