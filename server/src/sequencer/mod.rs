@@ -12,6 +12,7 @@
 //!
 //! It knows no gRPC and touches no file.
 
+mod barriers;
 mod core;
 mod driver;
 mod lease_clock;
@@ -27,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{Barrier, ClusterRef, Header, KeepAliveRequest, LeaseRef};
 use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -45,7 +46,7 @@ use crate::error::Refusal;
 use crate::index::{Forgotten, Index};
 use crate::log::Log;
 use crate::metrics::Counters;
-use crate::state::{Commit, Head, Resume, State};
+use crate::state::{Commit, Head, Resume, Staged, State};
 
 /// What a fact about a commit, in its frame, may have beyond the request: digest, time, number, framing; and for each
 /// branch the oldest sequence that it keeps.
@@ -54,6 +55,9 @@ const BRANCH_EXTRA_BYTES: usize = 48;
 
 /// A release or another decision, and the grant that it makes possible, in their frames: names, ids and a reason, all bounded.
 const GRANT_BYTES_MAX: usize = 8192;
+
+/// The end of a barrier: 128 branches by their names, holders and places, and a reason.
+pub const BARRIER_BYTES_MAX: usize = 64 << 10;
 
 /// Commits that are decided without looking at the size of the entry in between.
 const COMMITS_TOGETHER_MAX: usize = 256;
@@ -94,6 +98,10 @@ pub struct Granted {
     pub ttl: Duration,
     /// The resume point.
     pub head: Option<Head>,
+    /// What is staged on it.
+    pub staged: Option<Staged>,
+    /// Open barriers that wait for the branch.
+    pub barriers: Vec<Barrier>,
     /// Where the grant is in the log. It says who had the branch before.
     pub lsn: Lsn,
     /// The newest fact when the answer was decided.
@@ -108,6 +116,8 @@ pub struct Readable {
     pub after: LogIndex,
     /// And the one that this fact made.
     pub at: Lsn,
+    /// The same of what is staged.
+    pub staged: Lsn,
 }
 
 /// What becomes of a request for a branch, if it is not refused.
@@ -117,6 +127,8 @@ pub enum Resumed {
     Granted(Granted),
     /// Nothing was decided: the head is here, and has to be read first.
     ReadFirst(Lsn),
+    /// The same of what is staged.
+    ReadStagedFirst(Lsn),
 }
 
 /// Leases were kept alive, each for its TTL, or are lost.
@@ -199,6 +211,8 @@ enum Work {
         bytes: usize,
         decide: DecideWork,
     },
+    /// Give up the barrier whose deadline passed first.
+    Overdue,
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -214,6 +228,7 @@ impl Work {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
             Work::Decide { bytes, .. } => bytes + GRANT_BYTES_MAX,
+            Work::Overdue => BARRIER_BYTES_MAX,
             Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
@@ -235,6 +250,7 @@ struct Shared {
     counters: Arc<Counters>,
     clock: Clock,
     failed: watch::Receiver<Option<Refusal>>,
+    barriers: watch::Receiver<u64>,
 }
 
 /// The sequencer's thread. Dropping it does not stop it; [`SequencerThread::stop`] does.
@@ -268,26 +284,22 @@ impl Sequencer {
         let (keepalives, kept) = channel();
         let (failed_sender, failed) = watch::channel(None);
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared {
-            cluster_id: state.cluster_id().to_owned(),
-            generation: state.generation(),
-            budget: Budget::new(config.in_flight_bytes_max),
-            counters: Arc::clone(&counters),
-            clock: clock.clone(),
-            failed,
-        });
         let last_index = log.last_index();
+        let (cluster_id, generation) = (state.cluster_id().to_owned(), state.generation());
+        let core = Core::new(state, index, last_index, clock.clone(), Arc::clone(&counters));
+        let shared = Arc::new(Shared {
+            cluster_id,
+            generation,
+            budget: Budget::new(config.in_flight_bytes_max),
+            counters,
+            clock,
+            failed,
+            barriers: core.barriers(),
+        });
         let (outbox, ready) = Outbox::new(last_index);
         tokio::spawn(outbox::deliver(ready));
-        let driver = Driver {
-            core: Core::new(state, index, last_index, clock, counters),
-            outbox: Arc::new(outbox),
-            log,
-            config,
-            requests,
-            keepalives: kept,
-            failed: failed_sender,
-        };
+        let driver =
+            Driver { core, outbox: Arc::new(outbox), log, config, requests, keepalives: kept, failed: failed_sender };
         let thread = std::thread::Builder::new().name("sequencer".to_owned()).spawn(move || driver.run())?;
         Ok((Sequencer { queue: queue.clone(), keepalives, shared }, SequencerThread { queue, thread }))
     }
@@ -305,6 +317,11 @@ impl Sequencer {
     /// Changes when the log fails; the server can then do nothing but stop.
     pub fn failed(&self) -> watch::Receiver<Option<Refusal>> {
         self.shared.failed.clone()
+    }
+
+    /// Changes whenever a barrier may have changed: what it is then, a read tells.
+    pub fn barriers(&self) -> watch::Receiver<u64> {
+        self.shared.barriers.clone()
     }
 
     /// Room for a request of this size; held until its answer is sent.
@@ -381,9 +398,23 @@ impl Sequencer {
         T: Send + 'static,
         D: FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
     {
+        self.decide_as(None, bytes, decide)
+    }
+
+    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard.
+    pub fn decide_as<T, D>(
+        &self,
+        holder: Option<Token>,
+        bytes: usize,
+        decide: D,
+    ) -> impl Future<Output = Result<Decided<T>, Refusal>> + use<T, D>
+    where
+        T: Send + 'static,
+        D: FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let decide: DecideWork = Box::new(move |core| match core {
-            Some(core) => core.decide_rare(decide, reply),
+            Some(core) => core.decide_rare(holder, decide, reply),
             // A caller that is gone does not hear it.
             None => drop(reply.send(Err(core::shutting_down()))),
         });

@@ -278,9 +278,8 @@ impl State {
     ) -> Result<(), String> {
         let barrier = fact.barrier.as_ref().ok_or("it names no barrier")?;
         let known = self.pipeline(&fact.pipeline).and_then(|pipeline| pipeline.barriers.open(&barrier.name));
-        let is_awaited = known.is_some_and(|known| {
-            known.opened.as_u64() == barrier.opened_lsn && known.awaits(&fact.branch)
-        });
+        let is_awaited =
+            known.is_some_and(|known| known.opened.as_u64() == barrier.opened_lsn && known.awaits(&fact.branch));
         let branch = self.branch_mut(&fact.pipeline, &fact.branch);
         let is_staged = branch.staged().is_some_and(|staged| staged.lsn.as_u64() == fact.staged_lsn);
         if is_awaited && is_staged {

@@ -263,7 +263,8 @@ impl History {
             Ok(CommitVerdict::AlreadyApplied(_)) => panic!("no two commits here have the same content"),
             Err(refusal) if refusal.reason == Reason::CommitIdReused => {}
             Err(refusal) => {
-                let is_staged = |moved: &BranchCommit| self.staged.contains_key(&(pipeline.clone(), moved.branch.clone()));
+                let is_staged =
+                    |moved: &BranchCommit| self.staged.contains_key(&(pipeline.clone(), moved.branch.clone()));
                 assert!(refusal.reason == Reason::StagedPending && request.branches.iter().any(is_staged), "{refusal}");
             }
         }
