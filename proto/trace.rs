@@ -43,8 +43,8 @@ impl FromStr for TraceParent {
     /// ("Versioning of traceparent"); of its flags that is bit 0 alone.
     fn from_str(text: &str) -> Result<TraceParent, String> {
         let wrong = |problem: String| {
-            // Whoever sent it may have sent anything, of any length.
-            let shown: String = text.chars().take(2 * LENGTH).collect();
+            // It may be anything, of any length.
+            let shown: String = text.chars().take(LENGTH + 9).collect();
             format!(
                 "{shown:?} is no traceparent: {problem}. Expected VERSION-TRACE_ID-PARENT_ID-FLAGS in lower-case hex, such \
                  as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
