@@ -105,12 +105,11 @@ impl Ingest {
 /// Batch after batch: write, sync, commit.
 async fn convert_all(worker: &Worker, input: &mut Input, output: &mut Output, mut progress: Progress) -> Result {
     loop {
-        let rows = input.next_batch()?;
-        if rows.is_empty() {
+        let lines = input.next_batch()?;
+        if lines.is_empty() {
             return Ok(());
         }
-        let (batch, count) = (worker.sequence() + 1, rows.len() as u64);
-        let lines = rows.iter().map(|(at, row)| convert(*at, row)).collect::<Result<Vec<_>>>()?;
+        let (batch, count) = (worker.sequence() + 1, lines.len() as u64);
         let (first, second) = lines.split_at(lines.len() / 2);
         output.append(first)?;
         fault("half-written", batch);
@@ -152,19 +151,19 @@ impl Input {
         Ok(input)
     }
 
-    /// The next complete lines, each with its place. One without its end may still be being written; it is left for later.
-    fn next_batch(&mut self) -> Result<Vec<(u64, String)>> {
-        let mut rows = Vec::with_capacity(BATCH_LINES);
-        while rows.len() < BATCH_LINES {
+    /// The next complete lines, converted. One without its end may still be being written; it is left for later.
+    fn next_batch(&mut self) -> Result<Vec<String>> {
+        let mut converted = Vec::with_capacity(BATCH_LINES);
+        while converted.len() < BATCH_LINES {
             let mut line = String::new();
             let bytes = self.lines.read_line(&mut line)? as u64;
             if !line.ends_with('\n') {
                 break;
             }
-            rows.push((self.offset, line));
+            converted.push(convert(self.offset, &line)?);
             self.offset += bytes;
         }
-        Ok(rows)
+        Ok(converted)
     }
 
     /// CRC-32 of the first bytes, of no more than were read: so it stays the same while the file grows.
@@ -246,15 +245,13 @@ async fn demonstrate(endpoint: Option<String>) -> Result {
     }
     support::succeeded(Process::start(&arguments, None)?.ended().await?)?;
 
-    let mut expected = Vec::new();
-    let mut whole = Input::at_the_first_row(&input)?;
-    loop {
-        let rows = whole.next_batch()?;
-        if rows.is_empty() {
-            break;
-        }
-        expected.extend(rows.iter().map(|(at, row)| convert(*at, row)).collect::<Result<Vec<_>>>()?);
-    }
+    let whole = std::fs::read_to_string(&input)?;
+    let rows = whole.split_inclusive('\n').scan(0, |end, row| {
+        let at = *end;
+        *end += row.len() as u64;
+        Some((at, row))
+    });
+    let expected = rows.skip(1).map(|(at, row)| convert(at, row)).collect::<Result<Vec<_>>>()?;
     let written = std::fs::read_to_string(&output)?;
     let lines: Vec<&str> = written.split_inclusive('\n').collect();
     let distinct: BTreeSet<&str> = lines.iter().copied().collect();
