@@ -99,8 +99,8 @@ impl Agent {
             Some(head) => serde_json::from_slice(head.state())?,
             None => Memory::default(),
         };
-        let at = worker.head().map_or_else(|| "the beginning".to_owned(), |head| format!("'{}'", head.position_str()));
-        println!("{} {}: goes on at {at}", self.holder, worker.token());
+        let start = worker.head().map_or("begins".to_owned(), |head| format!("goes on at '{}'", head.position_str()));
+        println!("{} {}: {start}", self.holder, worker.token());
 
         // A real agent does this inside `Worker::run`, which ends it in the middle of a tool when it is replaced. Here an
         // agent that does not look must be harmless too.

@@ -102,7 +102,7 @@ impl Tables {
                 Outcome::AlreadyThere => there += 1,
                 Outcome::Differs(how) => {
                     differing += 1;
-                    println!("{}: {} of {} {how}", row.source, row.branch, row.pipeline);
+                    println!("{}: {how}", row.source);
                 }
             }
         }

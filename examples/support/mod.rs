@@ -173,7 +173,11 @@ pub(crate) fn ensure(condition: bool, otherwise: impl Into<String>) -> Result {
 /// The exit code for what a program did; an error is told.
 pub(crate) fn exit(result: Result) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
     let reason = error.downcast_ref::<fencepost_client::Error>().and_then(fencepost_client::Error::reason);
-    if reason == Some(Reason::Fenced) { ExitCode::from(FENCED) } else { ExitCode::FAILURE }
+    if reason == Some(Reason::Fenced) {
+        eprintln!("refused: {error}");
+        return ExitCode::from(FENCED);
+    }
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
 }

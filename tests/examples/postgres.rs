@@ -5,8 +5,7 @@ mod server;
 
 use server::Postgres;
 
-/// What the server's module takes from the examples.
-type Result<T = (), E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+use crate::support::Result;
 
 #[tokio::test]
 async fn a_postgres_of_ones_own_answers_and_is_gone_when_it_is_dropped() {
