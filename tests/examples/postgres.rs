@@ -1,7 +1,7 @@
 //! The PostgreSQL that examples start.
 
 #[path = "../../examples/support/postgres.rs"]
-mod server;
+pub(crate) mod server;
 
 use server::Postgres;
 
