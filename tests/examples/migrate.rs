@@ -30,7 +30,7 @@ async fn refused(postgres: &str, redis: &str) -> (String, usize) {
 async fn what_a_real_postgres_copies_out_is_migrated() {
     assert!(std::fs::read_to_string(root().join("docs/cookbook/migrate.md")).unwrap().contains(COPY));
     if Postgres::programs().is_none() {
-        eprintln!("skipped: {ABSENT}");
+        eprintln!("SKIPPED what_a_real_postgres_copies_out_is_migrated: {ABSENT}");
         return;
     }
     let postgres = Postgres::start().await.unwrap();

@@ -10,7 +10,7 @@ use crate::support::Result;
 #[tokio::test]
 async fn a_postgres_of_ones_own_answers_and_is_gone_when_it_is_dropped() {
     if Postgres::programs().is_none() {
-        eprintln!("skipped: {}", server::ABSENT);
+        eprintln!("SKIPPED a_postgres_of_ones_own_answers_and_is_gone_when_it_is_dropped: {}", server::ABSENT);
         return;
     }
     let postgres = Postgres::start().await.unwrap();
