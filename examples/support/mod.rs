@@ -133,6 +133,8 @@ impl Process {
 /// A moment at which a worker may die or stand still, as a crash or a stalled machine would have it: on the spot, with
 /// nothing cleaned up. It passes by unless the example ordered it for this place and this time. Leave these calls out of
 /// your own pipeline.
+///
+/// To be called by the main thread, which is the first to see a signal to its process: so nothing is done after it.
 pub(crate) fn fault(place: &str, number: u64) {
     let Ok(ordered) = std::env::var(FAULT) else { return };
     let here = format!("{place} {number}");

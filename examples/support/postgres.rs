@@ -23,7 +23,8 @@ pub(crate) const ABSENT: &str = "PostgreSQL is not installed: apt-get install po
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the server until standard input ends. That is when whoever started it stops it or is gone, also by SIGKILL; so it
-/// outlives nobody. SIGINT is PostgreSQL's fast shutdown: <https://www.postgresql.org/docs/15/server-shutdown.html>.
+/// outlives nobody. SIGINT is PostgreSQL's fast shutdown: <https://www.postgresql.org/docs/15/server-shutdown.html>. (A shell
+/// has what it starts in the background ignore SIGINT; PostgreSQL sets handlers of its own.)
 const GUARD: &str = r#"exec 3<&0
 "$@" </dev/null 3<&- &
 server=$!

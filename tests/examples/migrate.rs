@@ -1,9 +1,15 @@
-//! What `migrate_table` refuses before anything is moved.
+//! What `migrate_table` takes, and what it refuses before anything is moved.
 
 use std::path::Path;
 
+use tokio_stream::StreamExt as _;
+
+use crate::postgres::server::{ABSENT, Postgres};
 use crate::support::Store;
 use crate::{root, run};
+
+/// From the page.
+const COPY: &str = "COPY (SELECT job, part, last_offset, updated_at FROM checkpoints) TO STDOUT (FORMAT csv, HEADER)";
 
 /// Migrates two dumps, and returns what was said about it and how many pipelines there are then.
 async fn refused(postgres: &str, redis: &str) -> (String, usize) {
@@ -18,6 +24,38 @@ async fn refused(postgres: &str, redis: &str) -> (String, usize) {
     assert_eq!(ended.status.code(), Some(1), "{}", ended.said);
     let pipelines = store.client().await.unwrap().pipelines("").all().await.unwrap().len();
     (ended.said, pipelines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_real_postgres_copies_out_is_migrated() {
+    assert!(std::fs::read_to_string(root().join("docs/cookbook/migrate.md")).unwrap().contains(COPY));
+    if Postgres::programs().is_none() {
+        eprintln!("SKIPPED what_a_real_postgres_copies_out_is_migrated: {ABSENT}");
+        return;
+    }
+    let postgres = Postgres::start().await.unwrap();
+    let client = postgres.connect().await.unwrap();
+    let table = "CREATE TABLE checkpoints (job text, part text, last_offset bigint, updated_at timestamptz);
+                 INSERT INTO checkpoints VALUES ('orders', '0', 4096, now()), ('clicks', 'eu-west-1', 918273, now())";
+    client.batch_execute(table).await.unwrap();
+    let mut copied = Vec::new();
+    let mut rows = std::pin::pin!(client.copy_out(COPY).await.unwrap());
+    while let Some(part) = rows.next().await {
+        copied.extend_from_slice(&part.unwrap());
+    }
+
+    let store = Store::open(None).await.unwrap();
+    let (dump, hash) = (store.scratch().join("table.csv"), store.scratch().join("hash.redis"));
+    std::fs::write(&dump, copied).unwrap();
+    std::fs::write(&hash, "").unwrap();
+    let files = ["--postgres", dump.to_str().unwrap(), "--redis", hash.to_str().unwrap()];
+    let ended = run(
+        "migrate_table",
+        &[&["migrate", "--endpoint", store.endpoint(), "--namespace", "prod"], &files[..]].concat(),
+    );
+    assert!(ended.status.success(), "{}", ended.said);
+    let moved = store.client().await.unwrap().pipeline("prod/clicks").branch("eu-west-1").head().await.unwrap();
+    assert_eq!((moved.sequence(), &*moved.position_str()), (1, "918273"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The PostgreSQL that examples start.
 
 #[path = "../../examples/support/postgres.rs"]
-mod server;
+pub(crate) mod server;
 
 use server::Postgres;
 
@@ -10,7 +10,7 @@ use crate::support::Result;
 #[tokio::test]
 async fn a_postgres_of_ones_own_answers_and_is_gone_when_it_is_dropped() {
     if Postgres::programs().is_none() {
-        eprintln!("skipped: {}", server::ABSENT);
+        eprintln!("SKIPPED a_postgres_of_ones_own_answers_and_is_gone_when_it_is_dropped: {}", server::ABSENT);
         return;
     }
     let postgres = Postgres::start().await.unwrap();
