@@ -19,6 +19,7 @@ mod apply;
 mod barrier;
 mod commit;
 mod dead;
+mod declared;
 mod fields;
 mod fork;
 mod group;
@@ -133,6 +134,14 @@ impl State {
     /// The pipeline of that name.
     pub fn pipeline(&self, pipeline: &str) -> Option<&Pipeline> {
         self.pipelines.get(pipeline)
+    }
+
+    /// The same, or what a caller is told who asks for one that is not there.
+    pub fn known_pipeline(&self, pipeline: &str) -> Result<&Pipeline, Refusal> {
+        self.pipeline(pipeline).ok_or_else(|| {
+            let message = format!("there is no pipeline '{pipeline}'; 'fencepost pipelines' lists what is there");
+            Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline)
+        })
     }
 
     /// The branch of that name.

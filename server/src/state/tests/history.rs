@@ -2,6 +2,8 @@
 //! compaction of any part of the log at any time: what is left makes the same state, and every checkpoint that must be
 //! readable is.
 
+mod letters;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -68,6 +70,8 @@ enum Step {
         audit_facts: u64,
     },
     Generation,
+    /// What has to do with dead letters, schemas and fences.
+    Letters(letters::Step),
     /// Compacts the part of the log between these hundredths of it.
     Compact {
         from: usize,
@@ -94,6 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..12_u64, prop_oneof![Just(0), 1..30_u64], 1..30_u64)
             .prop_map(|(keep_last, keep_facts, audit_facts)| Step::Policy { keep_last, keep_facts, audit_facts }),
         1 => Just(Step::Generation),
+        8 => letters::step().prop_map(Step::Letters),
         3 => (0..100_usize, 0..=100_usize).prop_map(|(from, to)| Step::Compact { from, to }),
     ]
 }
@@ -119,6 +124,8 @@ struct History {
     /// Ids that were used.
     ids: Vec<String>,
     generation: u64,
+    /// What the next commit has beside its checkpoints.
+    load: letters::Load,
 }
 
 impl History {
@@ -181,6 +188,7 @@ impl History {
                 self.record(Kind::GenerationStarted(started));
                 assert_eq!(self.store.state.counts().2, 0, "nobody holds anything of an earlier generation");
             }
+            Step::Letters(step) => self.take_letters(step),
             Step::Compact { from, to } => self.compact(from, to),
         }
     }
@@ -237,7 +245,8 @@ impl History {
                 ..BranchCommit::default()
             }
         });
-        let branches: Vec<BranchCommit> = branches.collect();
+        let mut branches: Vec<BranchCommit> = branches.collect();
+        std::mem::take(&mut self.load).put_on(&mut branches, &self.store.state, &pipeline);
         let request =
             CommitRequest { pipeline: pipeline.clone(), commit_id: id.to_owned(), branches, ..Default::default() };
         let digest = digest(&format!("{:?}", request.branches));
@@ -432,6 +441,7 @@ impl History {
                 assert_readable(name, head.lsn, "the head");
             }
         }
+        self.check_letters();
         for (_, savepoint) in state.pipeline(PIPELINE).into_iter().flat_map(|pipeline| pipeline.savepoints_after("")) {
             assert_readable(&savepoint.branch, savepoint.lsn, "a savepoint");
         }
