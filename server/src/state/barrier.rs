@@ -17,7 +17,7 @@ use super::{Branch, Grant, Pipeline, State, entry};
 pub use judge::{AbortVerdict, ArriveVerdict, OpenVerdict, named, other_participants};
 
 /// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
-pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 4 } else { 1_000 };
+pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 2 } else { 1_000 };
 
 /// A barrier that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]

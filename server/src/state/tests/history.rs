@@ -6,6 +6,7 @@ mod letters;
 mod parallel;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::Bytes;
 use fencepost::Payload;
@@ -399,12 +400,16 @@ impl History {
     fn compact(&mut self, from: usize, to: usize) {
         let facts = &self.store.facts;
         let bound = |hundredth: usize| facts.get(facts.len() * hundredth / 100).map_or(Lsn::MAX, |(lsn, _)| *lsn);
-        let (from, to) = (bound(from), bound(to));
+        self.compact_facts(bound(from)..bound(to));
+    }
+
+    fn compact_facts(&mut self, range: Range<Lsn>) {
+        let facts = &self.store.facts;
         let (state, now_ms) = (&self.store.state, facts.last().unwrap().1.at_ms);
         let there: BTreeSet<Lsn> = self.kept.iter().map(|(lsn, _)| *lsn).collect();
         let is_gone = |created: Lsn| !there.contains(&created);
         let kept = self.kept.drain(..).filter_map(|(lsn, fact)| {
-            if lsn < from || lsn >= to {
+            if !range.contains(&lsn) {
                 return Some((lsn, fact));
             }
             match state.keep(lsn, &fact, now_ms, &is_gone) {
@@ -415,7 +420,7 @@ impl History {
         });
         let kept = kept.collect();
         self.kept = kept;
-        for (lsn, _) in facts.iter().filter(|(lsn, _)| (from..to).contains(lsn)) {
+        for (lsn, _) in facts.iter().filter(|(lsn, _)| range.contains(lsn)) {
             self.judged.insert(*lsn, state.applied());
         }
         self.check();

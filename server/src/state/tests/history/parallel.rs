@@ -228,6 +228,12 @@ impl History {
         }
     }
 
+    /// The newest fact alone.
+    fn newest(&self) -> Range<Lsn> {
+        let lsn = self.store.state.applied();
+        lsn..lsn.next()
+    }
+
     fn some_open(&self, which: usize) -> Option<(String, OpenBarrier)> {
         let pipeline = self.store.state.pipeline(PIPELINE)?;
         let (name, open) = pipeline.open_barriers().nth(which % pipeline.open_barriers().count().max(1))?;
@@ -372,4 +378,46 @@ impl History {
         }
         assert_eq!(found, self.staged);
     }
+}
+
+/// Opens and gives up so many barriers that all before are forgotten.
+fn forget_barriers(history: &mut History) {
+    for name in 2..BARRIERS {
+        history.take_parallel(Step::Open { name, branches: 1, facts: 0 });
+        history.take_parallel(Step::Abort { which: 0 });
+    }
+}
+
+#[test]
+fn the_end_of_a_barrier_stays_as_long_as_its_opening() {
+    let mut history = History::new();
+    history.take(super::Step::Policy { keep_last: 1, keep_facts: 0, audit_facts: 1 });
+    history.take_parallel(Step::Open { name: 0, branches: 1, facts: 5 });
+    let opening = history.newest();
+    history.take_parallel(Step::Abort { which: 0 });
+    let end = history.newest();
+    forget_barriers(&mut history);
+    history.compact_facts(end.clone());
+    history.compact_facts(opening);
+    history.compact_facts(end.clone());
+    assert!(!history.kept.iter().any(|(lsn, _)| *lsn == end.start));
+}
+
+#[test]
+fn an_abort_stays_as_long_as_what_it_discarded() {
+    let mut history = History::new();
+    history.take(super::Step::Policy { keep_last: 1, keep_facts: 0, audit_facts: 1 });
+    history.take_parallel(Step::Open { name: 0, branches: 0b11, facts: 0 });
+    let opening = history.newest();
+    history.stage(0);
+    let staged = history.newest();
+    history.take_parallel(Step::Arrive { branch: 0, which: 0 });
+    history.take_parallel(Step::Abort { which: 0 });
+    let end = history.newest();
+    forget_barriers(&mut history);
+    history.compact_facts(opening);
+    history.compact_facts(end.clone());
+    history.compact_facts(staged);
+    history.compact_facts(end.clone());
+    assert!(!history.kept.iter().any(|(lsn, _)| *lsn == end.start));
 }
