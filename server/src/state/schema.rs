@@ -88,7 +88,7 @@ fn declared(of: &str, known: &Schema) -> Refusal {
         before => format!("successor of {}", shown_fingerprint(before)),
     };
     let message = format!(
-        "schema {fingerprint} of '{of}' is declared already, as '{}', {successor}: a declaration stands, so give another \
+        "schema.fingerprint {fingerprint} is declared in '{of}' already, as '{}', {successor}: a declaration stands, so give another \
          schema another fingerprint",
         known.name
     );
