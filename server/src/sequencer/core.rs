@@ -19,7 +19,7 @@ use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -179,16 +179,27 @@ impl Core {
     /// Decides a request for a branch; one that came just now after those who wait for the branch already.
     fn resume(&mut self, mut waiter: Waiter) {
         if waiter.arrived.is_none() {
+            let arrived = waiter.readable.arrived.unwrap_or_else(|| self.seen());
+            waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
-            let head = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::head);
-            let Readable { after, at } = waiter.readable;
-            if let Some(head) = head.filter(|head| head.lsn.index() <= after && head.lsn != at) {
-                return self.answer(waiter.reply, Ok(Resumed::ReadFirst(head.lsn)));
+            if let Some(head) = self.unread(&waiter) {
+                let state = &self.view.state;
+                let is_meant = state.check_cluster(request.cluster.as_ref()).and(state.check_ready(&request.pipeline));
+                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { head, arrived }));
             }
-            waiter.arrived = Some(self.seen());
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
+    }
+
+    /// The head, if it has to be read before the branch can be granted.
+    fn unread(&self, waiter: &Waiter) -> Option<Lsn> {
+        let request = &waiter.resume.request;
+        let head = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::head)?;
+        let Readable { after, at, .. } = waiter.readable;
+        // A scope has to be compared with what the head says, however new it is.
+        let is_new = request.scope.is_empty() && head.lsn.index() > after;
+        (!is_new && head.lsn != at).then_some(head.lsn)
     }
 
     /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
@@ -206,7 +217,8 @@ impl Core {
         let present = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::lease);
         let present = present.map(|grant| grant.token);
         let silent = present.map_or_else(Default::default, |token| self.view.leases.silent(token));
-        let timing = ResumeTiming { silent, arrived: waiter.arrived.unwrap_or_else(|| self.seen()) };
+        let arrived = waiter.arrived.unwrap_or_else(|| self.seen());
+        let timing = ResumeTiming { silent, arrived };
         let result = match self.view.state.evaluate_resume(&waiter.resume, timing) {
             Ok(ResumeVerdict::Held(_)) if self.clock.now() < waiter.deadline && !self.is_stopping => {
                 return self.waiters.add(waiter);
@@ -218,6 +230,9 @@ impl Core {
                 Ok(self.granted(&waiter.resume, token))
             }
             Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
+                if let Some(head) = self.unread(&waiter) {
+                    return Resumed::ReadFirst { head, arrived };
+                }
                 let token = Token::from_u64(granted.token);
                 if let Some(present) = present {
                     self.view.leases.forget(present);
@@ -284,14 +299,26 @@ impl Core {
         self.answer(reply, result);
     }
 
-    /// A rewind ends the lease of whoever had the branch, so those who wait for it have waited enough.
+    /// A rewind, and a fence of a pipeline, end leases, so those who wait for the branches have waited enough.
     fn record_rare(&mut self, kind: Kind) -> Lsn {
-        let Kind::Rewound(rewound) = &kind else { return self.record(kind) };
-        self.view.leases.forget(Token::from_u64(rewound.previous_token));
-        let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
-        let lsn = self.record(kind);
-        self.serve(&pipeline, &branch);
-        lsn
+        let View { state, leases, .. } = &mut self.view;
+        match &kind {
+            Kind::Rewound(rewound) => {
+                leases.forget(Token::from_u64(rewound.previous_token));
+                let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
+                let lsn = self.record(kind);
+                self.serve(&pipeline, &branch);
+                lsn
+            }
+            Kind::GroupFenced(fenced) => {
+                let held = state.pipeline(&fenced.pipeline).into_iter().flat_map(Pipeline::leases);
+                held.for_each(|(_, grant)| leases.forget(grant.token));
+                // They may be many, and each needs room for a grant of its own: the driver sees to that, right after this.
+                self.waiters_due = self.clock.now();
+                self.record(kind)
+            }
+            _ => self.record(kind),
+        }
     }
 
     /// Takes a fact into the state and into the batch.

@@ -104,10 +104,12 @@ pub struct Granted {
 /// who cannot begin.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readable {
-    /// All that were made after this entry.
+    /// All that were made after this entry; but none of them if the request has a scope.
     pub after: LogIndex,
-    /// And the one that this fact made.
+    /// And the one that this fact made, which was read, and its scope compared.
     pub at: Lsn,
+    /// As in [`Resumed::ReadFirst`], if the branch was asked for before.
+    pub arrived: Option<Lsn>,
 }
 
 /// What becomes of a request for a branch, if it is not refused.
@@ -115,8 +117,13 @@ pub struct Readable {
 pub enum Resumed {
     /// The branch is the caller's.
     Granted(Granted),
-    /// Nothing was decided: the head is here, and has to be read first.
-    ReadFirst(Lsn),
+    /// Nothing was decided: the head has to be read first. The caller then asks again.
+    ReadFirst {
+        /// The fact that made it.
+        head: Lsn,
+        /// The newest fact when the branch was asked for first. Grants since then went to rivals.
+        arrived: Lsn,
+    },
 }
 
 /// Leases were kept alive, each for its TTL, or are lost.
@@ -327,8 +334,9 @@ impl Sequencer {
         answered(answer).await
     }
 
-    /// Takes a branch, waiting up to `wait` for a lease that can be claimed. Whether the head can be read is looked at when
-    /// the request comes: one that is made while it waits is new.
+    /// Takes a branch, waiting up to `wait` for a lease that can be claimed. A head that
+    /// has to be read, or compared with the scope of the request, is told when the request comes, and when its turn comes if
+    /// it is another one by then.
     pub async fn resume(&self, resume: Resume, wait: Duration, readable: Readable) -> Result<Resumed, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
         self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply }))).await

@@ -6,14 +6,17 @@ mod audit;
 mod checkpoint;
 mod cluster;
 mod commit;
+mod dead_letter;
 mod export;
 mod facts;
+mod fence;
 mod history;
 mod import;
 mod lease;
 mod maintenance;
 mod oversized;
 mod pipeline;
+mod schema;
 mod shape;
 mod status;
 mod store_status;
@@ -25,6 +28,7 @@ use std::sync::Arc;
 use fencepost::v1::checkpoint_service_server::CheckpointServiceServer;
 use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
+use fencepost::v1::dead_letter_service_server::DeadLetterServiceServer;
 use fencepost::v1::lease_service_server::LeaseServiceServer;
 use fencepost::v1::log_service_server::LogServiceServer;
 use fencepost::v1::maintenance_service_server::MaintenanceServiceServer;
@@ -86,6 +90,7 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(CommitServiceServer::new(commit::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Service(backend.clone())))
         .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
+        .add_service(DeadLetterServiceServer::new(dead_letter::Service(backend.clone())))
         .add_service(LogServiceServer::new(tail::Service(backend.clone())))
         .add_service(
             MaintenanceServiceServer::new(maintenance::Service(backend.clone(), Turns::new()))
@@ -96,12 +101,13 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
 }
 
 /// Their full names, for health checks; the empty one is the server as a whole.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 9] = [
     "",
     "fencepost.v1.LeaseService",
     "fencepost.v1.CommitService",
     "fencepost.v1.CheckpointService",
     "fencepost.v1.PipelineService",
+    "fencepost.v1.DeadLetterService",
     "fencepost.v1.LogService",
     "fencepost.v1.MaintenanceService",
     "fencepost.v1.ClusterService",

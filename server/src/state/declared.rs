@@ -3,7 +3,7 @@
 use fencepost::Reason;
 use fencepost::v1::{Checkpoint, Integrity};
 
-use super::schema::{Schemas, shown};
+use super::schema::{Schemas, shown_fingerprint};
 use super::{Pipeline, with_defaults};
 use crate::error::Refusal;
 
@@ -38,11 +38,15 @@ impl Pipeline {
         let what = if declared.is_empty() {
             "the checkpoint says no schema_fingerprint".to_owned()
         } else if self.schemas.get(declared).is_none() {
-            format!("schema {} is not declared", shown(declared))
+            format!("schema {} is not declared", shown_fingerprint(declared))
         } else if head.is_empty() || self.schemas.lead(head, declared) {
             return Ok(());
         } else {
-            format!("schema {} neither is the head's, {}, nor succeeds it", shown(declared), shown(head))
+            format!(
+                "schema {} neither is the head's, {}, nor succeeds it",
+                shown_fingerprint(declared),
+                shown_fingerprint(head)
+            )
         };
         let message = format!(
             "branch '{branch}' of '{name}' takes declared schemas only, and {what}: declare it if it is meant (fencepost \
@@ -50,8 +54,8 @@ impl Pipeline {
         );
         Err(Refusal::new(Reason::SchemaMismatch, message)
             .with("branch", branch)
-            .with("schema_fingerprint", shown(declared))
-            .with("head_schema_fingerprint", shown(head)))
+            .with("schema_fingerprint", shown_fingerprint(declared))
+            .with("head_schema_fingerprint", shown_fingerprint(head)))
     }
 }
 

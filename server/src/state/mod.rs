@@ -34,6 +34,7 @@ mod retention;
 mod rewind;
 mod savepoint;
 mod schema;
+mod scope;
 mod staged;
 #[cfg(test)]
 mod tests;
@@ -50,7 +51,8 @@ pub use barrier::{
 };
 pub use commit::{Commit, CommitVerdict, Resolution};
 pub use fields::{
-    check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_scope,
+    check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_schema,
+    check_scope,
 };
 pub use import::ImportVerdict;
 pub use keep::Keep;
@@ -63,6 +65,8 @@ pub use records::{BadRecord, StateLoader};
 pub use retention::{PolicyInForce, with_defaults};
 pub use rewind::Place;
 pub use savepoint::{Savepoint, SavepointVerdict};
+pub use schema::shown_fingerprint;
+pub use scope::compare_scope;
 pub use staged::{Stage, StageVerdict, Staged};
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 

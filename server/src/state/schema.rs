@@ -57,12 +57,12 @@ impl State {
         }
         if !schema.successor_of.is_empty() && schemas.get(&schema.successor_of).is_none() {
             let (value, expected) =
-                (shown(&schema.successor_of), format!("a schema that '{of}' has declared, or none"));
+                (shown_fingerprint(&schema.successor_of), format!("a schema that '{of}' has declared, or none"));
             return Err(Refusal::field(Reason::InvalidField, "schema.successor_of", value, &expected));
         }
         if schemas.len() >= limits::SCHEMAS_MAX {
             let expected = format!("at most {} schemas in '{of}', and it has as many", limits::SCHEMAS_MAX);
-            return Err(Refusal::field(Reason::TooLarge, "schema", shown(&schema.fingerprint), &expected));
+            return Err(Refusal::field(Reason::TooLarge, "schema", shown_fingerprint(&schema.fingerprint), &expected));
         }
         let (pipeline, actor, reason) = (of.clone(), actor.clone(), reason.clone());
         Ok(Some(SchemaDeclared { pipeline, schema: Some(schema), actor, reason }))
@@ -82,13 +82,13 @@ impl State {
 
 /// What a caller is told who declares a known schema in another way.
 fn declared(of: &str, known: &Schema) -> Refusal {
-    let fingerprint = shown(&known.fingerprint);
+    let fingerprint = shown_fingerprint(&known.fingerprint);
     let successor = match &known.successor_of {
         none if none.is_empty() => "successor of none".to_owned(),
-        before => format!("successor of {}", shown(before)),
+        before => format!("successor of {}", shown_fingerprint(before)),
     };
     let message = format!(
-        "schema {fingerprint} of '{of}' is declared already, as '{}', {successor}: a declaration stands, so give another \
+        "schema.fingerprint {fingerprint} is declared in '{of}' already, as '{}', {successor}: a declaration stands, so give another \
          schema another fingerprint",
         known.name
     );
@@ -96,7 +96,7 @@ fn declared(of: &str, known: &Schema) -> Refusal {
 }
 
 /// A fingerprint as people see it.
-pub(super) fn shown(fingerprint: &[u8]) -> String {
+pub fn shown_fingerprint(fingerprint: &[u8]) -> String {
     fingerprint.iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex

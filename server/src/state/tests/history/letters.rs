@@ -151,7 +151,7 @@ impl History {
         }
         for ((lsn, number), of) in &all {
             let (_, kept) = self.kept.iter().find(|(at, _)| at.as_u64() == *lsn).expect("open letters are not removed");
-            assert_eq!(letters(kept).nth(*number as usize), Some(&of.letter));
+            assert_eq!(kept.dead_letters().nth(*number as usize), Some(&of.letter));
         }
     }
 
@@ -172,7 +172,7 @@ impl History {
                             letter: letter.clone(),
                         };
                         if let Some((at, staged)) = staged {
-                            open.extend((0..).zip(letters(staged)).map(|(n, it)| ((at.as_u64(), n), of(it))));
+                            open.extend((0..).zip(staged.dead_letters()).map(|(n, it)| ((at.as_u64(), n), of(it))));
                         }
                         for letter in &moved.dead_letters {
                             open.insert((lsn.as_u64(), here), of(letter));
@@ -193,15 +193,6 @@ impl History {
         }
         open
     }
-}
-
-/// The letters in a fact, in the order of their numbers.
-fn letters(fact: &Fact) -> impl Iterator<Item = &DeadLetter> {
-    let staged = match &fact.kind {
-        Some(Kind::Staged(staged)) => &staged.dead_letters[..],
-        _ => &[],
-    };
-    staged.iter().chain(fact.commit().into_iter().flat_map(|it| &it.branches).flat_map(|moved| &moved.dead_letters))
 }
 
 struct Letter {
