@@ -98,6 +98,10 @@ impl Cell {
         Cell { value: json!(text), text, is_number: false }
     }
 
+    pub(super) fn flag(flag: bool) -> Cell {
+        Cell { text: if flag { "yes" } else { "no" }.to_owned(), value: json!(flag), is_number: false }
+    }
+
     pub(super) fn count(count: u64) -> Cell {
         Cell { text: count.to_string(), value: json!(count), is_number: true }
     }
