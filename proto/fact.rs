@@ -86,10 +86,12 @@ impl Fact {
             Some(Kind::BarrierArrived(arrived)) => Some(&arrived.branch),
             _ => None,
         };
-        let awaited = match &self.kind {
-            Some(Kind::BarrierOpened(opened)) => &opened.participants[..],
-            _ => &[],
+        let (awaited, given_up) = match &self.kind {
+            Some(Kind::BarrierOpened(opened)) => (&opened.participants[..], &[][..]),
+            Some(Kind::BarrierAborted(aborted)) => (&[][..], &aborted.participants[..]),
+            _ => (&[][..], &[][..]),
         };
+        let awaited = awaited.iter().chain(given_up.iter().map(|participant| &participant.branch));
         let moved = self.commit().into_iter().flat_map(|commit| commit.branches.iter().map(|moved| &moved.branch));
         one.into_iter().chain(awaited).chain(moved).map(String::as_str)
     }

@@ -3,12 +3,18 @@
 //! What has arrived is with the branches ([`Staged`](super::Staged)); a barrier knows only whom it waits for. So there is one
 //! place to look at, and an arrival that ended with its worker cannot be counted.
 
+mod judge;
+
 use std::collections::BTreeMap;
 
 use fencepost::Lsn;
-use fencepost::log::v1::{BarrierAborted, BarrierOpened, BarrierRef};
+use fencepost::log::v1::{AbortedParticipant, BarrierAborted, BarrierOpened, BarrierRef};
+use fencepost::v1::Participant;
 
-use super::{Branch, Pipeline, State, entry};
+use super::lease::Standing;
+use super::{Branch, Grant, Pipeline, State, entry};
+
+pub use judge::{AbortVerdict, ArriveVerdict, OpenVerdict, named, other_participants};
 
 /// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
 pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 4 } else { 1_000 };
@@ -26,6 +32,13 @@ pub struct OpenBarrier {
     pub participants: Box<[Box<str>]>,
 }
 
+impl OpenBarrier {
+    /// Whether it waits for this branch.
+    pub fn awaits(&self, branch: &str) -> bool {
+        self.participants.binary_search_by(|participant| (**participant).cmp(branch)).is_ok()
+    }
+}
+
 /// A barrier that does not wait any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClosedBarrier {
@@ -35,6 +48,15 @@ pub struct ClosedBarrier {
     pub at_ms: u64,
     /// Whether all had arrived; otherwise it was aborted.
     pub is_committed: bool,
+}
+
+/// A barrier that is known, waiting or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownBarrier<'a> {
+    /// It waits.
+    Open(&'a OpenBarrier),
+    /// It does not wait any more. The fact that closed it says more.
+    Closed(ClosedBarrier),
 }
 
 /// The barriers of a pipeline.
@@ -103,8 +125,30 @@ impl Pipeline {
         self.barriers.iter_closed().rev()
     }
 
+    /// The barrier of that name, if it is open or was closed not long ago.
+    pub fn barrier(&self, name: &str) -> Option<KnownBarrier<'_>> {
+        let closed = || self.barriers.closed(name).copied().map(KnownBarrier::Closed);
+        self.barriers.open(name).map(KnownBarrier::Open).or_else(closed)
+    }
+
+    /// Open barriers that wait for this branch, in the order of their names.
+    pub fn barriers_of(&self, branch: &str) -> impl Iterator<Item = (&str, &OpenBarrier)> {
+        self.open_barriers().filter(move |(_, barrier)| barrier.awaits(branch))
+    }
+
+    /// Participants of an open barrier, as they are told.
+    pub fn participants(&self, name: &str, barrier: &OpenBarrier) -> Vec<Participant> {
+        let told = |(branch, staged): (&str, Option<&super::Staged>)| Participant {
+            branch: branch.to_owned(),
+            arrived: staged.is_some(),
+            holder: self.holder(branch),
+            sequence: staged.map_or(0, |staged| staged.sequence),
+        };
+        self.arrivals(name, barrier).map(told).collect()
+    }
+
     /// Participants of an open barrier, each with what it has staged if it has arrived.
-    pub(super) fn arrivals<'a>(
+    fn arrivals<'a>(
         &'a self,
         name: &'a str,
         barrier: &'a OpenBarrier,
@@ -113,6 +157,14 @@ impl Pipeline {
             let staged = self.branches.get(branch).and_then(Branch::staged);
             (&**branch, staged.filter(|staged| staged.barrier() == Some(name)))
         })
+    }
+
+    /// Who holds the branch, or did before; empty if nobody is known to have.
+    fn holder(&self, branch: &str) -> String {
+        // A rewind took the branch from its holder and gave it to nobody.
+        let grant = self.branches.get(branch).and_then(Branch::last_grant);
+        let grant = grant.filter(|grant| grant.standing != Standing::Rewound);
+        grant.map_or_else(String::new, |grant: &Grant| grant.holder.to_string())
     }
 }
 
@@ -152,10 +204,21 @@ impl State {
         let barrier = fact.barrier.as_ref().ok_or("it names no barrier")?;
         let closed = ClosedBarrier { lsn, at_ms, is_committed: false };
         self.close_barrier(&fact.pipeline, barrier, closed, is_whole)?;
+        for AbortedParticipant { branch, staged_lsn, .. } in fact.participants.iter().filter(|it| it.staged_lsn != 0) {
+            let branch = entry(&mut self.pipelines, &fact.pipeline).branches.get_mut(&**branch);
+            let is_it = |branch: &&mut Branch| branch.staged().is_some_and(|it| it.lsn.as_u64() == *staged_lsn);
+            match branch.filter(is_it) {
+                Some(branch) => drop(branch.take_staged()),
+                None if is_whole => {
+                    return Err(format!("it discards what is at LSN {staged_lsn}, which is not staged"));
+                }
+                None => {}
+            }
+        }
         Ok(())
     }
 
-    /// Ends the wait of a barrier; what has arrived there and is not committed by now is discarded.
+    /// Ends the wait of a barrier.
     pub(super) fn close_barrier(
         &mut self,
         pipeline: &str,
@@ -163,25 +226,14 @@ impl State {
         closed: ClosedBarrier,
         is_whole: bool,
     ) -> Result<(), String> {
-        let of = entry(&mut self.pipelines, pipeline);
-        let Some(open) = of.barriers.close(barrier, closed) else {
-            return if is_whole {
-                Err(format!("it closes barrier '{}', which is not open", barrier.name))
-            } else {
+        match entry(&mut self.pipelines, pipeline).barriers.close(barrier, closed) {
+            Some(OpenBarrier { deadline_ms, .. }) => {
+                self.deadlines.remove(&(deadline_ms, pipeline.into(), barrier.name.as_str().into()));
                 Ok(())
-            };
-        };
-        for branch in &open.participants {
-            if let Some(branch) = of.branches.get_mut(branch)
-                && branch.staged().is_some_and(|staged| staged.barrier() == Some(&barrier.name))
-            {
-                branch.take_staged();
             }
+            None if is_whole => Err(format!("it closes barrier '{}', which is not open", barrier.name)),
+            None => Ok(()),
         }
-        if open.deadline_ms != 0 {
-            self.deadlines.remove(&(open.deadline_ms, pipeline.into(), barrier.name.as_str().into()));
-        }
-        Ok(())
     }
 
     /// The open barrier with the earliest deadline, if it has passed: pipeline and name.

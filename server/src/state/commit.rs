@@ -1,9 +1,10 @@
 //! Judging commits.
 
 use fencepost::log::v1::{Committed, CommittedBranch};
-use fencepost::v1::{ClusterRef, CommitRequest};
+use fencepost::v1::{BranchCommit, ClusterRef, CommitRequest};
 use fencepost::{Lsn, Reason, Token};
 
+use super::declared::Given;
 use super::rewind::Rewinds;
 use super::{Branch, COUNT_END, Digest, Pipeline, State};
 use crate::error::Refusal;
@@ -45,40 +46,54 @@ impl State {
     /// Judges a commit by the checks of `semantics.md`, in their order. `now_ms` is the server's wall clock, compared
     /// with nothing but the request's own `not_after` and the ages that the pipeline's policy keeps.
     pub fn evaluate_commit(&self, commit: Commit, now_ms: u64) -> Result<CommitVerdict, Refusal> {
-        let Commit { request, digest, payload_fault } = commit;
-        self.check_cluster(request.cluster.as_ref())?;
-        self.check_ready(&request.pipeline)?;
-        let pipeline = self.pipeline(&request.pipeline);
-
-        if let Some((first, lsn)) = pipeline.and_then(|pipeline| pipeline.window.get(&request.commit_id)) {
-            let is_free = pipeline.is_some_and(|pipeline| pipeline.was_undone(&request, lsn, first == digest));
-            match first == digest {
-                _ if is_free => {}
-                true => return Ok(CommitVerdict::AlreadyApplied(lsn)),
-                false => return Err(reused(&request.commit_id, lsn)),
-            }
+        self.check_cluster(commit.request.cluster.as_ref())?;
+        self.check_ready(&commit.request.pipeline)?;
+        if let Some(lsn) = self.committed_before(&commit)? {
+            return Ok(CommitVerdict::AlreadyApplied(lsn));
         }
+        self.judge_moves(commit, now_ms).map(CommitVerdict::Apply)
+    }
+
+    /// Check 2 of `semantics.md`: where the commit is, if an earlier attempt put it there.
+    pub(super) fn committed_before(&self, commit: &Commit) -> Result<Option<Lsn>, Refusal> {
+        let Commit { request, digest, .. } = commit;
+        let pipeline = self.pipeline(&request.pipeline);
+        let found = pipeline.and_then(|pipeline| Some((pipeline, pipeline.window.get(&request.commit_id)?)));
+        let Some((pipeline, (first, lsn))) = found else { return Ok(None) };
+        let is_same = first == *digest;
+        match is_same {
+            _ if pipeline.was_undone(request, lsn, is_same) => Ok(None),
+            true => Ok(Some(lsn)),
+            false => Err(reused(&request.commit_id, lsn)),
+        }
+    }
+
+    /// The checks that follow, over all branches of a commit, each in its turn.
+    pub(super) fn judge_moves(&self, commit: Commit, now_ms: u64) -> Result<Committed, Refusal> {
+        let Commit { request, digest, payload_fault } = commit;
+        let pipeline = self.pipeline(&request.pipeline);
         for branch in &request.branches {
             self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
         }
         for branch in &request.branches {
+            self.check_pending(&request.pipeline, &branch.branch, &branch.staged)?;
+        }
+        for branch in &request.branches {
             check_sequence(pipeline, &request.pipeline, &branch.branch, branch.sequence)?;
         }
-        if request.not_after_ms != 0 && now_ms > request.not_after_ms {
-            let message = format!("not_after_ms is {}, and the server's clock is at {now_ms}", request.not_after_ms);
-            return Err(Refusal::new(Reason::NotAfterPassed, message).with("server_time_ms", now_ms));
-        }
+        check_not_after(request.not_after_ms, now_ms)?;
         if let Some(fault) = payload_fault {
             return Err(fault);
         }
-        let number = pipeline.map_or(0, |pipeline| pipeline.window.newest()) + 1;
-        if number >= COUNT_END {
-            return Err(Refusal::new(
-                Reason::Corrupt,
-                "this pipeline has made 2^48 commits: there is no further number",
-            ));
+        for (i, moved) in request.branches.iter().enumerate() {
+            let field = format_args!("branches[{i}].checkpoint");
+            self.check_late(&request.pipeline, field, moved.checkpoint.as_ref())?;
         }
-        Ok(CommitVerdict::Apply(Committed {
+        if let Some(pipeline) = pipeline {
+            pipeline.check_said(&request)?;
+        }
+        let number = next_number(pipeline)?;
+        Ok(Committed {
             pipeline: request.pipeline,
             commit_id: request.commit_id,
             digest: bytes::Bytes::copy_from_slice(&digest),
@@ -103,7 +118,7 @@ impl State {
                     }
                 })
                 .collect(),
-        }))
+        })
     }
 
     /// Says how a commit ended. `branch` and `sequence` are one branch of it and the sequence it asked for, if the
@@ -143,6 +158,17 @@ impl State {
 }
 
 impl Pipeline {
+    /// Row counts, schemas and dead letters. Of what was staged they were checked then, but for those that it replays.
+    fn check_said(&self, request: &CommitRequest) -> Result<(), Refusal> {
+        fn given(moved: &BranchCommit) -> Option<Given<'_>> {
+            Some((&moved.branch, moved.checkpoint.as_ref()?, moved.dead_letters.len()))
+        }
+        let CommitRequest { pipeline: name, branches, .. } = request;
+        self.check_declared(name, branches.iter().filter_map(given))?;
+        let added = branches.iter().map(|moved| moved.dead_letters.len()).sum();
+        self.check_dead_letters(name, added, branches.iter().flat_map(|moved| &moved.replayed))
+    }
+
     /// Whether the commit at `lsn`, whose id the request has, was undone by a rewind, so that its id is free again. If it
     /// is not known to be the same commit, a rewind of any branch of the request frees the id.
     fn was_undone(&self, request: &CommitRequest, lsn: Lsn, is_same: bool) -> bool {
@@ -163,7 +189,31 @@ impl Pipeline {
     }
 }
 
-fn check_sequence(pipeline: Option<&Pipeline>, name: &str, branch: &str, sequence: u64) -> Result<(), Refusal> {
+/// Checks that the request's own time limit has not passed. 0: it has none.
+pub(super) fn check_not_after(not_after_ms: u64, now_ms: u64) -> Result<(), Refusal> {
+    if not_after_ms == 0 || now_ms <= not_after_ms {
+        return Ok(());
+    }
+    let message = format!("not_after_ms is {not_after_ms}, and the server's clock is at {now_ms}");
+    Err(Refusal::new(Reason::NotAfterPassed, message).with("server_time_ms", now_ms))
+}
+
+/// Which commit of the pipeline the next one is.
+pub(super) fn next_number(pipeline: Option<&Pipeline>) -> Result<u64, Refusal> {
+    let number = pipeline.map_or(0, |pipeline| pipeline.window.newest()) + 1;
+    if number < COUNT_END {
+        return Ok(number);
+    }
+    Err(Refusal::new(Reason::Corrupt, "this pipeline has made 2^48 commits: there is no further number"))
+}
+
+/// Check 4: the sequence is the head's plus one.
+pub(super) fn check_sequence(
+    pipeline: Option<&Pipeline>,
+    name: &str,
+    branch: &str,
+    sequence: u64,
+) -> Result<(), Refusal> {
     let head = pipeline.and_then(|pipeline| pipeline.branches.get(branch)).and_then(Branch::head);
     let actual = head.map_or(0, |head| head.sequence);
     if sequence == actual + 1 && sequence >= COUNT_END {

@@ -76,7 +76,11 @@ impl State {
             Kind::BarrierArrived(arrived) => Keep::only_if(
                 branch(&arrived.branch).and_then(Branch::staged).is_some_and(|staged| staged.arrived_at(lsn)),
             ),
-            Kind::BarrierAborted(_) => Keep::only_if(is_young || closing_kept(pipeline, lsn, fact, is_gone)),
+            Kind::BarrierAborted(aborted) => {
+                let is_left = |staged_lsn| staged_lsn != 0 && !is_gone(Lsn::from_u64(staged_lsn));
+                let has_discarded = aborted.participants.iter().any(|it| is_left(it.staged_lsn));
+                Keep::only_if(is_young || has_discarded || closing_kept(pipeline, lsn, fact, is_gone))
+            }
             Kind::DeadLettersDiscarded(discarded) => {
                 Keep::only_if(is_young || is_any_left(discarded.letters.iter(), is_gone))
             }

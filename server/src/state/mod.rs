@@ -19,6 +19,7 @@ mod apply;
 mod barrier;
 mod commit;
 mod dead;
+mod declared;
 mod fields;
 mod fork;
 mod group;
@@ -44,7 +45,9 @@ use std::ops::Bound;
 use fencepost::v1::ClusterRef;
 use fencepost::{Lsn, Reason, Token};
 
-pub use barrier::{ClosedBarrier, OpenBarrier};
+pub use barrier::{
+    AbortVerdict, ArriveVerdict, ClosedBarrier, KnownBarrier, OpenBarrier, OpenVerdict, named, other_participants,
+};
 pub use commit::{Commit, CommitVerdict, Resolution};
 pub use fields::{
     check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_scope,
@@ -52,7 +55,7 @@ pub use fields::{
 pub use import::ImportVerdict;
 pub use keep::Keep;
 pub use lease::{Grant, Resume, ResumeTiming, ResumeVerdict};
-pub use merge::Merged;
+pub use merge::{Input, MergeCommit, MergeVerdict, Merged};
 pub use names::{check_name, check_pipeline};
 pub(crate) use pipeline::entry;
 pub use pipeline::{Branch, Head, Pipeline};
@@ -60,7 +63,7 @@ pub use records::{BadRecord, StateLoader};
 pub use retention::{PolicyInForce, with_defaults};
 pub use rewind::Place;
 pub use savepoint::{Savepoint, SavepointVerdict};
-pub use staged::Staged;
+pub use staged::{Stage, StageVerdict, Staged};
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
 use crate::error::Refusal;
@@ -133,6 +136,14 @@ impl State {
     /// The pipeline of that name.
     pub fn pipeline(&self, pipeline: &str) -> Option<&Pipeline> {
         self.pipelines.get(pipeline)
+    }
+
+    /// The same, or what a caller is told who asks for one that is not there.
+    pub fn known_pipeline(&self, pipeline: &str) -> Result<&Pipeline, Refusal> {
+        self.pipeline(pipeline).ok_or_else(|| {
+            let message = format!("there is no pipeline '{pipeline}'; 'fencepost pipelines' lists what is there");
+            Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline)
+        })
     }
 
     /// The branch of that name.

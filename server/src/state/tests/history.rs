@@ -2,9 +2,13 @@
 //! compaction of any part of the log at any time: what is left makes the same state, and every checkpoint that must be
 //! readable is.
 
+mod letters;
+mod parallel;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use fencepost::Payload;
 use fencepost::log::v1::StateRecord;
 use fencepost::v1::{
     CreateSavepointRequest, DeleteSavepointRequest, ForkRequest, Policy, RewindRequest, SetPolicyRequest, fork_request,
@@ -68,6 +72,10 @@ enum Step {
         audit_facts: u64,
     },
     Generation,
+    /// What has to do with dead letters, schemas and fences.
+    Letters(letters::Step),
+    /// What has to do with staged checkpoints, barriers and merges.
+    Parallel(parallel::Step),
     /// Compacts the part of the log between these hundredths of it.
     Compact {
         from: usize,
@@ -94,6 +102,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..12_u64, prop_oneof![Just(0), 1..30_u64], 1..30_u64)
             .prop_map(|(keep_last, keep_facts, audit_facts)| Step::Policy { keep_last, keep_facts, audit_facts }),
         1 => Just(Step::Generation),
+        8 => letters::step().prop_map(Step::Letters),
+        16 => parallel::step().prop_map(Step::Parallel),
         3 => (0..100_usize, 0..=100_usize).prop_map(|(from, to)| Step::Compact { from, to }),
     ]
 }
@@ -119,6 +129,10 @@ struct History {
     /// Ids that were used.
     ids: Vec<String>,
     generation: u64,
+    /// What the next commit has beside its checkpoints.
+    load: letters::Load,
+    /// What should be staged.
+    staged: BTreeMap<(String, String), parallel::Expected>,
 }
 
 impl History {
@@ -181,12 +195,15 @@ impl History {
                 self.record(Kind::GenerationStarted(started));
                 assert_eq!(self.store.state.counts().2, 0, "nobody holds anything of an earlier generation");
             }
+            Step::Letters(step) => self.take_letters(step),
+            Step::Parallel(step) => self.take_parallel(step),
             Step::Compact { from, to } => self.compact(from, to),
         }
     }
 
     fn record(&mut self, kind: Kind) -> Place {
-        let lsn = self.store.record(kind);
+        let lsn = self.store.record(kind.clone());
+        self.expect(lsn, &kind);
         let (_, fact) = self.store.facts.last().unwrap().clone();
         let committed_at_ms = fact.at_ms;
         self.kept.push((lsn, fact));
@@ -237,7 +254,8 @@ impl History {
                 ..BranchCommit::default()
             }
         });
-        let branches: Vec<BranchCommit> = branches.collect();
+        let mut branches: Vec<BranchCommit> = branches.collect();
+        std::mem::take(&mut self.load).put_on(&mut branches, &self.store.state, &pipeline);
         let request =
             CommitRequest { pipeline: pipeline.clone(), commit_id: id.to_owned(), branches, ..Default::default() };
         let digest = digest(&format!("{:?}", request.branches));
@@ -245,18 +263,29 @@ impl History {
         match self.store.state.evaluate_commit(commit, self.now()) {
             Ok(CommitVerdict::Apply(committed)) => {
                 let place = self.record(Kind::Committed(committed));
-                let keep_last = self.keep_last(&pipeline);
-                for moved in request.branches {
-                    let past = self.past.entry((pipeline.clone(), moved.branch)).or_default();
-                    past.push(Past { sequence: moved.sequence, place, is_kept: true });
-                    for old in past.iter_mut().filter(|old| old.sequence + keep_last <= moved.sequence) {
-                        old.is_kept = false;
-                    }
-                }
+                let moved = request.branches.into_iter().map(|moved| (moved.branch, moved.sequence));
+                self.moved(&pipeline, moved.collect(), place);
                 self.ids.push(id.to_owned());
             }
             Ok(CommitVerdict::AlreadyApplied(_)) => panic!("no two commits here have the same content"),
-            Err(refusal) => assert_eq!(refusal.reason, Reason::CommitIdReused, "{refusal}"),
+            Err(refusal) if refusal.reason == Reason::CommitIdReused => {}
+            Err(refusal) => {
+                let is_staged =
+                    |moved: &BranchCommit| self.staged.contains_key(&(pipeline.clone(), moved.branch.clone()));
+                assert!(refusal.reason == Reason::StagedPending && request.branches.iter().any(is_staged), "{refusal}");
+            }
+        }
+    }
+
+    /// The branches have new heads, which the fact at `place` made.
+    fn moved(&mut self, pipeline: &str, moved: Vec<(String, u64)>, place: Place) {
+        let keep_last = self.keep_last(pipeline);
+        for (branch, sequence) in moved {
+            let past = self.past.entry((pipeline.to_owned(), branch)).or_default();
+            past.push(Past { sequence, place, is_kept: true });
+            for old in past.iter_mut().filter(|old| old.sequence + keep_last <= sequence) {
+                old.is_kept = false;
+            }
         }
     }
 
@@ -413,8 +442,9 @@ impl History {
         let payload = |facts: &[(Lsn, Fact)], lsn: Lsn, branch: &str| {
             let (_, fact) = facts.iter().find(|(at, _)| *at == lsn)?;
             match fact.checkpoints().find(|made| made.branch == branch)?.payload {
-                fencepost::Payload::Here(checkpoint) => Some(checkpoint.clone()),
-                _ => None,
+                Payload::Here(checkpoint) => Some(checkpoint.clone()),
+                Payload::Staged(staged) => facts.iter().find(|(at, _)| *at == staged)?.1.payloads().next().cloned(),
+                Payload::Gone => None,
             }
         };
         let assert_readable = |branch: &str, lsn: Lsn, why: &str| {
@@ -432,6 +462,8 @@ impl History {
                 assert_readable(name, head.lsn, "the head");
             }
         }
+        self.check_letters();
+        self.check_staged();
         for (_, savepoint) in state.pipeline(PIPELINE).into_iter().flat_map(|pipeline| pipeline.savepoints_after("")) {
             assert_readable(&savepoint.branch, savepoint.lsn, "a savepoint");
         }
