@@ -3,7 +3,7 @@
 use crate::Lsn;
 use crate::log::v1::fact::Kind;
 use crate::log::v1::{BarrierRef, Committed, CommittedBranch, Fact};
-use crate::v1::Checkpoint;
+use crate::v1::{Checkpoint, DeadLetter};
 
 /// A checkpoint that a fact made the head of a branch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,7 +141,17 @@ impl Fact {
         one.into_iter().chain(moved.filter_map(|moved| moved.checkpoint.as_ref()))
     }
 
-    /// The same, to be changed.
+    /// The dead letters that are in it, in the order of their numbers.
+    pub fn dead_letters(&self) -> impl Iterator<Item = &DeadLetter> {
+        let staged = match &self.kind {
+            Some(Kind::Staged(staged)) => &staged.dead_letters[..],
+            _ => &[],
+        };
+        let moved = self.commit().into_iter().flat_map(|commit| &commit.branches);
+        staged.iter().chain(moved.flat_map(|moved| &moved.dead_letters))
+    }
+
+    /// The same as [`Fact::payloads`], to be changed.
     pub fn payloads_mut(&mut self) -> impl Iterator<Item = &mut Checkpoint> {
         let (one, commit) = match &mut self.kind {
             Some(Kind::Forked(forked)) => (forked.checkpoint.as_mut(), None),

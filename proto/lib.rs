@@ -1,6 +1,6 @@
 //! The vocabulary that Fencepost's server, client and tests share: the messages of the gRPC API ([`v1`]), what a fact
-//! in the log says ([`log::v1`]), positions ([`Lsn`]), fencing tokens ([`Token`]) and the catalogue of refusals
-//! ([`Reason`]).
+//! in the log says ([`log::v1`]), positions ([`Lsn`]), fencing tokens ([`Token`]), traces ([`TraceParent`]) and the
+//! catalogue of refusals ([`Reason`]).
 //!
 //! It knows no I/O and decides nothing.
 
@@ -9,11 +9,13 @@ mod fact;
 mod lsn;
 mod reason;
 mod token;
+mod trace;
 
 pub use fact::{Made, Payload};
 pub use lsn::{LogIndex, Lsn};
 pub use reason::{Action, Applied, ERROR_DOMAIN, Reason};
 pub use token::Token;
+pub use trace::TraceParent;
 
 /// The gRPC API, generated from `proto/fencepost/v1/`.
 #[allow(missing_docs, clippy::pedantic)]

@@ -72,7 +72,7 @@ fn read(file: &Path) -> String {
 
 /// All source files of ours.
 fn sources() -> Vec<PathBuf> {
-    ["proto", "server/src", "client/src", "client/tests", "tests", "benches"]
+    ["proto", "server/src", "client/src", "client/tests", "tests", "benches", "examples"]
         .into_iter()
         .flat_map(|folder| files(folder, ".rs"))
         .collect()

@@ -150,6 +150,20 @@ impl CommitService for Service {
         Ok(Response::new(response(Some(header()))))
     }
 
+    async fn stage(
+        &self,
+        _: Request<fencepost::v1::StageRequest>,
+    ) -> Result<Response<fencepost::v1::StageResponse>, Status> {
+        Err(Status::unimplemented("the echo only commits"))
+    }
+
+    async fn discard_staged(
+        &self,
+        _: Request<fencepost::v1::DiscardStagedRequest>,
+    ) -> Result<Response<fencepost::v1::DiscardStagedResponse>, Status> {
+        Err(Status::unimplemented("the echo only commits"))
+    }
+
     async fn commit_stream(
         &self,
         request: Request<Streaming<CommitStreamRequest>>,

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::retry::Backoff;
 use crate::rpc::{Question as _, commits};
+use crate::staged::nothing_staged;
 use crate::stream::{Answer, BATCH_BYTES_MAX, size};
 use crate::worker::{Turn, Worker};
 
@@ -48,7 +49,8 @@ pub enum Outcome {
 #[derive(Debug)]
 #[must_use = "nothing is committed before `send`"]
 pub struct Commit<'w> {
-    parts: Vec<(&'w Worker, Checkpoint)>,
+    /// Each with its checkpoint, or with none for what it has staged.
+    parts: Vec<(&'w Worker, Option<Checkpoint>)>,
     id: Option<String>,
     not_after_ms: u64,
 }
@@ -56,7 +58,14 @@ pub struct Commit<'w> {
 impl<'w> Commit<'w> {
     /// Moves the branch of each worker to its checkpoint. The workers are of one pipeline and one client: 1 to 128.
     pub fn of(parts: impl IntoIterator<Item = (&'w Worker, Checkpoint)>) -> Commit<'w> {
-        Commit { parts: parts.into_iter().collect(), id: None, not_after_ms: 0 }
+        let parts = parts.into_iter().map(|(worker, checkpoint)| (worker, Some(checkpoint)));
+        Commit { parts: parts.collect(), id: None, not_after_ms: 0 }
+    }
+
+    /// Moves the branch of each worker to what it has staged.
+    pub fn staged(workers: impl IntoIterator<Item = &'w Worker>) -> Commit<'w> {
+        let parts = workers.into_iter().map(|worker| (worker, None));
+        Commit { parts: parts.collect(), id: None, not_after_ms: 0 }
     }
 
     /// The commit's identity in its pipeline, instead of one made from the fencing token. 1 to 128 characters; never used
@@ -100,7 +109,7 @@ impl<'w> Commit<'w> {
 
         let sequence = sequence_of.sequence() + 1;
         let workers: Vec<&Worker> = self.parts.iter().map(|(worker, _)| *worker).collect();
-        let doubt = Arc::new(Doubt::new(self.into_request(&mut turns[0])));
+        let doubt = Arc::new(Doubt::new(self.into_request(&mut turns[0])?, None));
         for turn in &mut turns {
             turn.doubt = Some(doubt.clone());
         }
@@ -115,7 +124,7 @@ impl<'w> Commit<'w> {
                         turn.doubt = None;
                     }
                 }
-                note_loss(&workers, &error);
+                note_refusal(&workers, &doubt.request, &error);
                 Err(error)
             }
         }
@@ -145,48 +154,50 @@ impl<'w> Commit<'w> {
         Ok((first.client.clone(), first))
     }
 
-    /// Whether this is the commit in doubt once more, by an id of the caller's: then it has just been made. Returns the
-    /// sequence that it has in the branch of `first`.
+    /// Whether this is the commit in doubt once more: then it has just been made. It is if it has the same id, one of the
+    /// caller's, and the same content; and if all of it is what is staged, because nothing is any more. Returns the sequence
+    /// that it has in the branch of `first`.
     fn repeats(&self, doubt: &Doubt, first: &Worker) -> Option<u64> {
-        let same_id = self.id.as_deref() == Some(doubt.request.commit_id.as_str());
         let asked = &doubt.request.branches;
+        let is_all_staged = self.id.is_none() && self.parts.iter().all(|(_, checkpoint)| checkpoint.is_none());
+        let same_id = is_all_staged || self.id.as_deref() == Some(doubt.request.commit_id.as_str());
         let same_content = asked.len() == self.parts.len()
-            && self.parts.iter().zip(asked).all(|((worker, checkpoint), asked)| {
-                asked.branch == worker.branch() && asked.checkpoint == Some(checkpoint.clone().into_message())
+            && self.parts.iter().zip(asked).all(|((worker, checkpoint), asked)| match checkpoint {
+                None => asked.branch == worker.branch() && !asked.staged.is_empty(),
+                Some(checkpoint) => *asked == moved(worker, asked.sequence, checkpoint.clone().into_message()),
             });
         let own = asked.iter().find(|branch| branch.branch == first.branch())?;
         (same_id && same_content).then_some(own.sequence)
     }
 
-    fn into_request(self, turn: &mut Turn) -> v1::CommitRequest {
+    fn into_request(self, turn: &mut Turn) -> Result<v1::CommitRequest> {
         let lead = self.parts[0].0;
-        turn.begun += 1;
-        // No two workers have the same token, and no worker begins two commits with the same number. The sequence would
-        // not do: a commit given up and the one after it ask for the same.
-        let commit_id = self.id.unwrap_or_else(|| format!("{}:{}", lead.token(), turn.begun));
         let pipeline = lead.pipeline().to_owned();
-        let branches = self.parts.into_iter().map(|(worker, checkpoint)| v1::BranchCommit {
-            branch: worker.branch().to_owned(),
-            token: worker.token().as_u64(),
-            sequence: worker.sequence() + 1,
-            checkpoint: Some(checkpoint.into_message()),
-            ..v1::BranchCommit::default()
+        let branches = self.parts.into_iter().map(|(worker, checkpoint)| {
+            let content = if let Some(checkpoint) = checkpoint {
+                checkpoint.into_message()
+            } else {
+                let staged = worker.staged().ok_or_else(|| nothing_staged(worker.branch()))?;
+                v1::BranchCommit { staged: staged.id().to_owned(), ..v1::BranchCommit::default() }
+            };
+            Ok(moved(worker, worker.sequence() + 1, content))
         });
-        v1::CommitRequest {
-            cluster: None,
-            pipeline,
-            commit_id,
-            branches: branches.collect(),
-            not_after_ms: self.not_after_ms,
-        }
+        let branches = branches.collect::<Result<_>>()?;
+        let commit_id = self.id.unwrap_or_else(|| turn.next_id(lead.token()));
+        Ok(v1::CommitRequest { cluster: None, pipeline, commit_id, branches, not_after_ms: self.not_after_ms })
     }
+}
+
+/// What a commit says of the branch of one worker.
+pub(crate) fn moved(worker: &Worker, sequence: u64, content: v1::BranchCommit) -> v1::BranchCommit {
+    v1::BranchCommit { branch: worker.branch().to_owned(), token: worker.token().as_u64(), sequence, ..content }
 }
 
 /// After a success: every worker stands where the commit put it.
 fn close(doubt: &Doubt, workers: &[&Worker], turns: &mut [MutexGuard<'_, Turn>], landed: &Landed) {
     for (worker, turn) in workers.iter().zip(turns) {
         turn.doubt = None;
-        worker.advance(&doubt.request, landed.lsn);
+        worker.advance(doubt, landed.lsn);
         if let Some(sent) = landed.sign_of_life {
             worker.lease.renewed(sent);
         }
@@ -194,12 +205,17 @@ fn close(doubt: &Doubt, workers: &[&Worker], turns: &mut [MutexGuard<'_, Turn>],
 }
 
 /// After a failure: a worker whose lease is gone knows it at once. Of several, the refusal may not say which it is; then
-/// they all ask.
-fn note_loss(workers: &[&Worker], error: &Error) {
+/// they all ask. That something is not there may be what was to be committed by reference: then that is what is known.
+fn note_refusal(workers: &[&Worker], request: &v1::CommitRequest, error: &Error) {
     let Some(loss) = Loss::of(error) else { return };
     let named = error.refusal().and_then(|refusal| refusal.metadata().get("branch"));
-    for worker in workers {
-        if workers.len() == 1 || named.is_some_and(|branch| branch == worker.branch()) {
+    let is_missing = error.reason() == Some(Reason::StateMissing);
+    for (worker, moved) in workers.iter().zip(&request.branches) {
+        if is_missing && !moved.staged.is_empty() {
+            if workers.len() == 1 || named.is_some_and(|branch| branch == worker.branch()) {
+                worker.set_staged(None);
+            }
+        } else if workers.len() == 1 || named.is_some_and(|branch| branch == worker.branch()) {
             worker.lease.lose(loss.clone());
         } else if named.is_none() {
             worker.client.shared.keeper.keep(worker.lease.clone(), Instant::now());
@@ -211,6 +227,8 @@ fn note_loss(workers: &[&Worker], error: &Error) {
 #[derive(Debug)]
 pub(crate) struct Doubt {
     pub(crate) request: v1::CommitRequest,
+    /// From what its checkpoint was merged, if it was.
+    pub(crate) merge: Option<v1::Merge>,
     /// The answer to the attempt that is on its way. Kept here, so that it is not lost with whoever waited for it.
     answer: Mutex<Option<Answer>>,
 }
@@ -225,8 +243,8 @@ struct Landed {
 }
 
 impl Doubt {
-    fn new(request: v1::CommitRequest) -> Doubt {
-        Doubt { request, answer: Mutex::new(None) }
+    pub(crate) fn new(request: v1::CommitRequest, merge: Option<v1::Merge>) -> Doubt {
+        Doubt { request, merge, answer: Mutex::new(None) }
     }
 
     /// Sends the commit until it is known how it ended, or `deadline` passes.
@@ -307,7 +325,7 @@ impl Doubt {
         client.resolve_until(pipeline, commit_id, Some((&branch.branch, branch.sequence)), deadline).await
     }
 
-    fn in_doubt(&self, cause: Error) -> Error {
+    pub(crate) fn in_doubt(&self, cause: Error) -> Error {
         let branch = &self.request.branches[0];
         Error::InDoubt {
             pipeline: self.request.pipeline.clone(),

@@ -169,6 +169,16 @@ impl Lease {
         }
     }
 
+    /// Resolves when the lease is lost for good, and not when its time has run out.
+    pub(crate) async fn ended(&self) -> Loss {
+        let mut known = self.loss.subscribe();
+        match known.wait_for(Option::is_some).await.map(|loss| loss.clone()) {
+            Ok(Some(loss)) => loss,
+            // The sender is here, and what was waited for is some.
+            _ => std::future::pending().await,
+        }
+    }
+
     pub(crate) fn reference(&self) -> v1::LeaseRef {
         v1::LeaseRef { pipeline: self.pipeline.clone(), branch: self.branch.clone(), token: self.token.as_u64() }
     }

@@ -38,40 +38,64 @@
 //!
 //! A client belongs to the Tokio runtime it was made in.
 
+mod arrival;
+mod barrier;
 mod checkpoint;
 mod client;
 mod commit;
+mod dead_letter;
 mod error;
+mod fence;
 mod history;
 mod lease;
 mod listing;
 mod maintenance;
+pub mod merge;
+mod merging;
+mod once;
 mod pipeline;
+mod policy;
 mod resume;
 mod retry;
 mod rewind;
 mod rpc;
+mod schema;
+mod sink;
+mod staged;
 mod stream;
 mod tail;
+mod trace;
+mod upcast;
 mod worker;
 
+pub use barrier::{Barrier, BarrierWatch, OpenBarrier};
 pub use checkpoint::{Checkpoint, StoredCheckpoint};
 pub use client::{Client, ClientBuilder, Transport};
 pub use commit::{Commit, Committed, Outcome};
+pub use dead_letter::{DeadLetter, DeadLetterId, DeadLetters, DiscardDeadLetters, Replay, StoredDeadLetter};
 pub use error::{Error, Refusal, Result};
+pub use fence::PipelineFenced;
 pub use fencepost::log::v1::{Fact, fact::Kind as FactKind};
 pub use fencepost::v1::{
-    AuditRecord, BranchInfo, CompactResponse as Compacted, CreateSnapshotResponse as Snapshot,
-    GetStatusResponse as Status, ImportPipelineResponse as Imported, LeaseInfo, PipelineInfo, Savepoint,
-    audit_record::Action as AuditAction,
+    AuditRecord, Barrier as BarrierInfo, BranchHealth, BranchInfo, CompactResponse as Compacted,
+    CreateSnapshotResponse as Snapshot, FencedHolder, GetStatusResponse as Status, ImportPipelineResponse as Imported,
+    LeaseInfo, Merge as MergeInfo, MergeInput, Participant, PipelineInfo, Savepoint, Schema, StagedCheckpoint,
+    audit_record::Action as AuditAction, barrier::State as BarrierState,
 };
 pub use fencepost::{Action, Applied, Lsn, Reason, Token};
 pub use history::{CreateSavepoint, DeleteSavepoint, Policy, SetPolicy};
 pub use lease::Loss;
 pub use listing::Listing;
 pub use maintenance::{Import, Progress, Work};
+pub use merging::{Merge, Merged};
 pub use pipeline::{Branch, Pipeline};
+pub use policy::{Adaptive, Cadence, CommitPolicy, Observed};
 pub use resume::{Resume, Takeover};
 pub use rewind::{Fork, Forked, Rewind, RewindTo, Rewound};
+pub use schema::DeclareSchema;
+pub use sink::{Sink, SinkError, TwoPhase, TwoPhaseError};
+pub use staged::Staged;
 pub use tail::{FactStream, Tail};
+pub use trace::TraceParent;
+pub use upcast::{UpcastError, Upcasters};
 pub use worker::{Predecessor, Worker};

@@ -68,7 +68,12 @@ impl Branch {
 
     /// The sequence of the head, or a `STATE_MISSING` refusal if there is none.
     pub(crate) async fn head_sequence(&self) -> Result<u64> {
-        Ok(self.get_head(true).await?.unwrap_or_default().sequence)
+        Ok(self.head_without_state().await?.sequence)
+    }
+
+    /// The newest committed checkpoint without its state, or a `STATE_MISSING` refusal if there is none.
+    pub(crate) async fn head_without_state(&self) -> Result<v1::StoredCheckpoint> {
+        Ok(self.get_head(true).await?.unwrap_or_default())
     }
 
     async fn get_head(&self, without_state: bool) -> Result<Option<v1::StoredCheckpoint>> {

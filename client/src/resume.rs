@@ -11,7 +11,8 @@ use crate::lease::{Lease, margin};
 use crate::pipeline::Branch;
 use crate::retry::unique_id;
 use crate::rpc::leases;
-use crate::worker::{Predecessor, Worker};
+use crate::staged::Staged;
+use crate::worker::{Found, Predecessor, Worker};
 
 /// How long a resume waits for somebody else's lease unless told otherwise: two default TTLs.
 const WAIT: Duration = Duration::from_mins(1);
@@ -94,6 +95,20 @@ impl Resume {
         self
     }
 
+    /// What this worker is made by or works from, to be compared with what the head was ([`Checkpoint::scope`]
+    /// (crate::Checkpoint::scope)), before anybody is fenced. A difference, also of names, is refused with `SCOPE_MISMATCH`.
+    /// If no scope is given nothing is compared. At most 16, each name once.
+    pub fn scope(mut self, name: impl Into<String>, value: impl Into<String>) -> Resume {
+        self.request.scope.push(v1::Fingerprint { name: name.into(), value: value.into() });
+        self
+    }
+
+    /// Says that a difference in this name of the scope is meant. It is kept in the log.
+    pub fn accept_scope(mut self, name: impl Into<String>) -> Resume {
+        self.request.accept_scope.push(name.into());
+        self
+    }
+
     /// Fetches the position without the state. What is not fetched cannot be verified either.
     pub fn soft(mut self) -> Resume {
         self.request.set_mode(v1::ResumeMode::Soft);
@@ -127,14 +142,21 @@ impl Resume {
             let (pipeline, branch) = (branch.pipeline().to_owned(), branch.name().to_owned());
             StoredCheckpoint::from_message(v1::StoredCheckpoint { pipeline, branch, ..head })
         });
-        if let Some(head) = head.as_ref().filter(|_| !soft) {
-            head.verify()?;
+        let staged = answer.staged.map(|staged| Staged::from_message(branch.pipeline(), branch.name(), staged));
+        for found in head.iter().chain(staged.as_ref().map(Staged::checkpoint)).filter(|_| !soft) {
+            found.verify()?;
         }
+        let found = Found {
+            head,
+            staged,
+            predecessor: answer.predecessor.map(Predecessor::from_message),
+            open_barriers: answer.barriers,
+        };
         let ttl = Duration::from_millis(answer.ttl_ms);
         let token = Token::from_u64(answer.token);
         let lease = Lease::new(branch.pipeline().to_owned(), branch.name().to_owned(), token, ttl, asked.sent);
         let due = first_renewal(asked.sent, ttl);
-        Ok(Worker::start(branch.client().clone(), lease, due, head, answer.predecessor.map(Predecessor::from_message)))
+        Ok(Worker::start(branch.client().clone(), lease, due, found))
     }
 }
 

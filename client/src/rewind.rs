@@ -1,22 +1,13 @@
 //! Setting a branch back ([`Rewind`]) and making one from another ([`Fork`]).
-//!
-//! Neither may happen twice, and repeating does not make them harmless by itself: between a lost answer and its repetition
-//! a worker may have resumed, and a second rewind would take its work away. So after an attempt that was not answered the
-//! log is asked first whether it has the fact, and only if not, the request is sent again.
-
-use std::sync::Arc;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::{Applied, Lsn, Token, v1};
-use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use fencepost::{Lsn, Token, v1};
 
 use crate::error::{Error, Result};
 use crate::history::recorded;
+use crate::once::{Done, Once};
 use crate::pipeline::Branch;
-use crate::retry::{Backoff, repeatable};
-use crate::rpc::{Answer, Question, Rpc, pipelines};
-use crate::tail::Tail;
+use crate::rpc::pipelines;
 
 /// Where a branch is set back to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +135,7 @@ impl Rewind {
             None => branch.head_sequence().await?,
         };
         let from = request.expected_head;
-        let call = Once::begin(&branch).await?;
+        let call = Once::begin(branch.client(), branch.pipeline(), branch.name()).await?;
         let asked = request.clone();
         let done = call
             .send(
@@ -188,7 +179,7 @@ impl Fork {
     pub async fn send(self) -> Result<Forked> {
         let Fork { branch: source, request } = self;
         let branch = source.client().pipeline(&request.pipeline).branch(&request.branch);
-        let call = Once::begin(&branch).await?;
+        let call = Once::begin(branch.client(), branch.pipeline(), branch.name()).await?;
         let asked = request.clone();
         let done = call
             .send(
@@ -239,80 +230,4 @@ fn did_fork(kind: Kind, asked: &v1::ForkRequest) -> Option<v1::ForkResponse> {
         && fact.actor == asked.actor
         && fact.reason == asked.reason;
     is_it.then_some(v1::ForkResponse { header: None, source_sequence: fact.source_sequence, lsn: 0 })
-}
-
-/// A request that must not be done twice.
-struct Once<'a> {
-    branch: &'a Branch,
-    /// What the request does comes after this in the log.
-    since: Lsn,
-}
-
-/// How it was found out that the request was done.
-enum Done<A> {
-    Answered(A),
-    /// The answer was lost, the fact was there.
-    Found(Lsn, A),
-}
-
-impl<'a> Once<'a> {
-    /// For a request that makes a fact about `branch`.
-    async fn begin(branch: &'a Branch) -> Result<Once<'a>> {
-        let since = Lsn::from_u64(branch.client().status().await?.durable_lsn);
-        Ok(Once { branch, since })
-    }
-
-    async fn send<Q, A, F>(
-        &self,
-        question: Q,
-        send: impl Fn(Channel, Request<Q>) -> F,
-        read: impl Fn(Kind) -> Option<A>,
-    ) -> Result<Done<A>>
-    where
-        Q: Question + Clone,
-        A: Answer,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        let rpc: &Arc<Rpc> = &self.branch.client().shared.rpc;
-        let (deadline, mut backoff) = (rpc.deadline(), Backoff::ordinary());
-        let mut one_was_lost = false;
-        loop {
-            let error = match rpc.once(question.clone(), deadline, &send).await {
-                Ok(answer) => return Ok(Done::Answered(answer)),
-                Err(error) => error,
-            };
-            one_was_lost |= error.applied() == Applied::Unknown;
-            if one_was_lost && let Some((lsn, answer)) = self.look(&read, &error).await? {
-                return Ok(Done::Found(lsn, answer));
-            }
-            if !repeatable(&error) || !backoff.wait(error.retry_after(), deadline).await {
-                return Err(error);
-            }
-            tracing::debug!(%error, "asking again");
-        }
-    }
-
-    /// Looks for the fact. If that cannot be done either, the outcome stays unknown.
-    async fn look<A>(&self, read: impl Fn(Kind) -> Option<A>, error: &Error) -> Result<Option<(Lsn, A)>> {
-        let client = self.branch.client();
-        let tail = Tail::from(self.since).pipeline(self.branch.pipeline()).branch(self.branch.name()).without_state();
-        let mut facts = client.tail(tail);
-        let search = async {
-            while let Some(fact) = facts.next().await {
-                let (lsn, fact) = fact?;
-                if lsn > self.since
-                    && let Some(answer) = fact.kind.and_then(&read)
-                {
-                    return Ok(Some((lsn, answer)));
-                }
-            }
-            Ok::<_, Error>(None)
-        };
-        let unknown = |cause: String| Error::Unanswered { endpoint: client.endpoint().to_owned(), cause };
-        match tokio::time::timeout_at(client.shared.rpc.deadline(), search).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(failed)) => Err(unknown(format!("{error}; looking for it in the log failed: {failed}"))),
-            Err(_) => Err(unknown(format!("{error}; looking for it in the log took too long"))),
-        }
-    }
 }

@@ -186,6 +186,16 @@ pub(crate) fn pipelines(channel: Channel) -> v1::pipeline_service_client::Pipeli
     v1::pipeline_service_client::PipelineServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
+/// The service at which branches move together.
+pub(crate) fn barriers(channel: Channel) -> v1::barrier_service_client::BarrierServiceClient<Channel> {
+    v1::barrier_service_client::BarrierServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// The service for what could not be processed.
+pub(crate) fn dead_letters(channel: Channel) -> v1::dead_letter_service_client::DeadLetterServiceClient<Channel> {
+    v1::dead_letter_service_client::DeadLetterServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
 /// The service for long work on the store.
 pub(crate) fn maintenance(channel: Channel) -> v1::maintenance_service_client::MaintenanceServiceClient<Channel> {
     v1::maintenance_service_client::MaintenanceServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
@@ -286,6 +296,18 @@ calls! {
     CreateSnapshotRequest => CreateSnapshotResponse,
     ExportPipelineRequest => ExportPipelineResponse,
     ImportPipelineRequest => ImportPipelineResponse,
+    StageRequest => StageResponse,
+    DiscardStagedRequest => DiscardStagedResponse,
+    OpenBarrierRequest => OpenBarrierResponse,
+    ArriveRequest => ArriveResponse,
+    AbortBarrierRequest => AbortBarrierResponse,
+    ListBarriersRequest => ListBarriersResponse,
+    MergeRequest => MergeResponse,
+    ListDeadLettersRequest => ListDeadLettersResponse,
+    DiscardDeadLettersRequest => DiscardDeadLettersResponse,
+    DeclareSchemaRequest => DeclareSchemaResponse,
+    ListSchemasRequest => ListSchemasResponse,
+    FenceGroupRequest => FenceGroupResponse,
 }
 
 impl Question for v1::GetStatusRequest {
@@ -308,6 +330,12 @@ impl<A> Answer for tonic::Streaming<A> {
 }
 
 impl Question for v1::TailRequest {
+    fn address(&mut self, cluster: Option<v1::ClusterRef>) {
+        self.cluster = cluster;
+    }
+}
+
+impl Question for v1::AwaitBarrierRequest {
     fn address(&mut self, cluster: Option<v1::ClusterRef>) {
         self.cluster = cluster;
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fencepost::v1;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -24,10 +25,8 @@ const BATCH_COMMITS_MAX: usize = 1_024;
 /// Most bytes in one message. What is larger by itself takes a road of its own. Half of the least that a server can be
 /// set to take.
 pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
-/// More than all that a commit, each of its branches, and the end of a session take in a message beside what is of any
-/// length: numbers, tags, whom the commit is meant for.
+/// More than what a message has beside a commit, its session and whom it is meant for, and than the end of a session takes.
 const COMMIT_BYTES: usize = 256;
-const BRANCH_BYTES: usize = 128;
 const CLOSE_BYTES: usize = 16;
 /// Messages that wait for the network. Few, so that the others wait here and travel together.
 const MESSAGES_WAITING_MAX: usize = 2;
@@ -252,14 +251,7 @@ impl InFlight {
     }
 }
 
-/// At least as many bytes as a commit takes in a message. Everything whose length the caller decides is counted as it is.
+/// At least as many bytes as a commit takes in a message.
 pub(crate) fn size(commit: &v1::CommitRequest) -> usize {
-    let branches: usize = commit.branches.iter().map(branch_size).sum();
-    COMMIT_BYTES + commit.pipeline.len() + commit.commit_id.len() + branches
-}
-
-fn branch_size(branch: &v1::BranchCommit) -> usize {
-    let Some(checkpoint) = &branch.checkpoint else { return BRANCH_BYTES + branch.branch.len() };
-    let fingerprint = checkpoint.integrity.as_ref().map_or(0, |integrity| integrity.schema_fingerprint.len());
-    BRANCH_BYTES + branch.branch.len() + checkpoint.position.len() + checkpoint.state.len() + fingerprint
+    COMMIT_BYTES + commit.encoded_len()
 }

@@ -23,7 +23,7 @@ use crate::retry::{Backoff, repeatable};
 use crate::rpc::{Rpc, logs};
 
 /// The server speaks every 5 s; after three of them the connection is taken for dead.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Facts that wait for the reader, and about how much memory they take. One that is larger waits alone.
 const FACTS_WAITING_MAX: usize = 1_024;
 const BYTES_WAITING_MAX: usize = 4 << 20;

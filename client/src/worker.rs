@@ -13,6 +13,7 @@ use crate::commit::{Commit, Committed, Doubt};
 use crate::error::Result;
 use crate::lease::{Lease, Loss};
 use crate::pipeline::Branch;
+use crate::staged::Staged;
 
 /// The right to move one branch, and the place where it stands.
 ///
@@ -26,10 +27,21 @@ pub struct Worker {
     pub(crate) lease: Arc<Lease>,
     pub(crate) turn: tokio::sync::Mutex<Turn>,
     head: Mutex<Option<StoredCheckpoint>>,
+    pub(crate) staged: Mutex<Option<Staged>>,
     predecessor: Option<Predecessor>,
+    open_barriers: Vec<v1::Barrier>,
 }
 
-/// What only the commit that is being made may touch.
+/// What the answer to a resume says beside the lease.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) head: Option<StoredCheckpoint>,
+    pub(crate) staged: Option<Staged>,
+    pub(crate) predecessor: Option<Predecessor>,
+    pub(crate) open_barriers: Vec<v1::Barrier>,
+}
+
+/// What only the operation that is being done may touch.
 #[derive(Debug)]
 pub(crate) struct Turn {
     /// The worker's session on the commit stream. A new one after each refusal and each break.
@@ -38,20 +50,25 @@ pub(crate) struct Turn {
     pub(crate) begun: u64,
     /// The commit that was begun last, if it is not known how it ended.
     pub(crate) doubt: Option<Arc<Doubt>>,
+    /// What was staged last, if it is not known how that ended.
+    pub(crate) staging: Option<v1::StageRequest>,
 }
 
 impl Worker {
-    pub(crate) fn start(
-        client: Client,
-        lease: Lease,
-        due: Instant,
-        head: Option<StoredCheckpoint>,
-        predecessor: Option<Predecessor>,
-    ) -> Worker {
+    pub(crate) fn start(client: Client, lease: Lease, due: Instant, found: Found) -> Worker {
         let lease = Arc::new(lease);
         client.shared.keeper.keep(lease.clone(), due);
-        let turn = Turn { session: client.shared.road.open_session(), begun: 0, doubt: None };
-        Worker { client, lease, turn: tokio::sync::Mutex::new(turn), head: Mutex::new(head), predecessor }
+        let turn = Turn { session: client.shared.road.open_session(), begun: 0, doubt: None, staging: None };
+        let Found { head, staged, predecessor, open_barriers } = found;
+        Worker {
+            client,
+            lease,
+            turn: tokio::sync::Mutex::new(turn),
+            head: Mutex::new(head),
+            staged: Mutex::new(staged),
+            predecessor,
+            open_barriers,
+        }
     }
 
     /// The fencing token. A sink outside Fencepost stores it beside its data and refuses a lower one in the same atomic
@@ -73,6 +90,12 @@ impl Worker {
     /// Who had the branch before; `None` if nobody ever did.
     pub fn predecessor(&self) -> Option<&Predecessor> {
         self.predecessor.as_ref()
+    }
+
+    /// The barriers that the branch takes part in and that were open at the resume. It has arrived at none of them: an arrival
+    /// ends with its worker.
+    pub fn open_barriers(&self) -> &[v1::Barrier] {
+        &self.open_barriers
     }
 
     /// `namespace/name` of its pipeline.
@@ -139,7 +162,7 @@ impl Worker {
     /// Reads the head again, after an error whose action is [`fencepost::Action::Resync`].
     pub async fn resync(&self) -> Result<Option<StoredCheckpoint>> {
         let mut turn = self.turn.lock().await;
-        self.settle(&mut turn, Instant::now() + self.client.shared.rpc.options.commit_deadline).await?;
+        self.settle(&mut turn, self.commit_deadline()).await?;
         let head = match self.as_branch().head().await {
             Ok(head) => Some(head),
             Err(error) if error.reason() == Some(Reason::StateMissing) => None,
@@ -162,34 +185,55 @@ impl Worker {
         Ok(())
     }
 
-    /// Finds out how the commit in doubt ended, if there is one, and moves the head accordingly. Returns where it landed.
+    /// Finds out how what is in doubt ended, if anything is, and moves the head accordingly. Returns where a commit landed.
     pub(crate) async fn settle(&self, turn: &mut Turn, deadline: Instant) -> Result<Option<(Arc<Doubt>, Lsn)>> {
-        let Some(doubt) = turn.doubt.clone() else { return Ok(None) };
-        let landed = doubt.settle(&self.client, deadline).await?;
-        turn.doubt = None;
-        turn.renew_session(&self.client);
-        let Some(lsn) = landed else { return Ok(None) };
-        self.advance(&doubt.request, lsn);
-        Ok(Some((doubt, lsn)))
+        let mut landed = None;
+        if let Some(doubt) = turn.doubt.clone() {
+            let lsn = doubt.settle(&self.client, deadline).await?;
+            turn.doubt = None;
+            turn.renew_session(&self.client);
+            if let Some(lsn) = lsn {
+                self.advance(&doubt, lsn);
+                landed = Some((doubt, lsn));
+            }
+        }
+        self.settle_stage(turn, deadline).await?;
+        self.settle_arrival(deadline).await?;
+        Ok(landed)
     }
 
-    /// Moves the head to where `request` put this worker's branch.
-    pub(crate) fn advance(&self, request: &v1::CommitRequest, lsn: Lsn) {
+    /// Moves the head to where the commit put this worker's branch.
+    pub(crate) fn advance(&self, doubt: &Doubt, lsn: Lsn) {
+        let request = &doubt.request;
         let own = request.branches.iter().find(|branch| branch.branch == self.lease.branch);
         let branch = own.expect("a worker is only ever advanced by commits that it is part of");
-        self.move_to(Some(StoredCheckpoint::from_commit(&request.pipeline, &request.commit_id, lsn, branch)));
+        let committed = match self.staged().filter(|staged| staged.id() == branch.staged) {
+            Some(staged) => staged.into_checkpoint(),
+            None => StoredCheckpoint::from_commit(&request.pipeline, branch).merged_from(doubt.merge.clone()),
+        };
+        self.move_to(Some(committed.committed(&request.commit_id, lsn, self.token())));
+        if !branch.staged.is_empty() {
+            self.set_staged(None);
+        }
     }
 
-    fn move_to(&self, head: Option<StoredCheckpoint>) {
+    pub(crate) fn move_to(&self, head: Option<StoredCheckpoint>) {
         *self.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
     }
 
-    fn as_branch(&self) -> Branch {
+    pub(crate) fn as_branch(&self) -> Branch {
         self.client.pipeline(self.pipeline()).branch(self.branch())
     }
 }
 
 impl Turn {
+    /// An id for the next commit. No two workers have the same token, and no worker begins two commits with the same number.
+    /// The sequence would not do: a commit given up and the one after it ask for the same.
+    pub(crate) fn next_id(&mut self, token: Token) -> String {
+        self.begun += 1;
+        format!("{token}:{}", self.begun)
+    }
+
     /// Leaves a session that was poisoned, or may have been.
     pub(crate) fn renew_session(&mut self, client: &Client) {
         let road = &client.shared.road;

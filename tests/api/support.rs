@@ -8,6 +8,7 @@ use std::time::Duration;
 use fencepost::v1::checkpoint_service_client::CheckpointServiceClient;
 use fencepost::v1::cluster_service_client::ClusterServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
+use fencepost::v1::dead_letter_service_client::DeadLetterServiceClient;
 use fencepost::v1::lease_service_client::LeaseServiceClient;
 use fencepost::v1::log_service_client::LogServiceClient;
 use fencepost::v1::pipeline_service_client::PipelineServiceClient;
@@ -36,6 +37,7 @@ const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// A store of its own for one test; gone with it.
 pub(crate) struct Store {
     embedded: Embedded,
+    config: Config,
     dir: TempDir,
 }
 
@@ -49,7 +51,11 @@ impl Store {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().join("data"), segment_bytes: 24 << 20, ..Config::default() };
         set(&mut config);
-        let store = Store { embedded: Embedded::open_with(config).await.unwrap(), dir };
+        Store::open_in(config, dir).await
+    }
+
+    async fn open_in(config: Config, dir: TempDir) -> Store {
+        let store = Store { embedded: Embedded::open_with(config.clone()).await.unwrap(), config, dir };
         // A machine that has much to do may be slow to make the index, and questions about history are refused until then.
         let is_ready = async || {
             let status = store.cluster().get_status(GetStatusRequest {}).await.unwrap().into_inner();
@@ -59,6 +65,12 @@ impl Store {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         store
+    }
+
+    /// The same store after a restart of its server.
+    pub(crate) async fn restarted(self) -> Store {
+        self.embedded.close().await.unwrap();
+        Store::open_in(self.config, self.dir).await
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -79,6 +91,10 @@ impl Store {
 
     pub(crate) fn pipelines(&self) -> PipelineServiceClient<Channel> {
         PipelineServiceClient::new(self.channel())
+    }
+
+    pub(crate) fn dead_letters(&self) -> DeadLetterServiceClient<Channel> {
+        DeadLetterServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     pub(crate) fn logs(&self) -> LogServiceClient<Channel> {

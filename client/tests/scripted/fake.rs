@@ -320,6 +320,7 @@ impl State {
                 state_bytes: 0,
                 checkpoint: part.checkpoint,
                 unreadable: String::new(),
+                ..v1::StoredCheckpoint::default()
             };
             self.branches.entry(part.branch).or_default().1.push(checkpoint);
         }
@@ -359,6 +360,17 @@ pub(crate) fn status(reason: Reason, details: Vec<(&'static str, String)>) -> St
 
 #[tonic::async_trait]
 impl v1::commit_service_server::CommitService for Fake {
+    async fn stage(&self, _: Request<v1::StageRequest>) -> Result<Response<v1::StageResponse>, Status> {
+        Err(broken())
+    }
+
+    async fn discard_staged(
+        &self,
+        _: Request<v1::DiscardStagedRequest>,
+    ) -> Result<Response<v1::DiscardStagedResponse>, Status> {
+        Err(broken())
+    }
+
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
         let item = v1::SessionCommit { session: 0, number: 0, commit: Some(request.into_inner()) };
         self.script(|state| state.commits.push(item.clone()));
@@ -435,7 +447,14 @@ impl v1::lease_service_server::LeaseService for Fake {
                 checkpoint.state = "damaged".into();
             }
             let ttl_ms = if request.ttl_ms == 0 { TTL_MS } else { request.ttl_ms };
-            v1::ResumeResponse { header: state.header(), token, ttl_ms, head, predecessor: None }
+            v1::ResumeResponse {
+                header: state.header(),
+                token,
+                ttl_ms,
+                head,
+                predecessor: None,
+                ..v1::ResumeResponse::default()
+            }
         });
         Ok(Response::new(answer))
     }

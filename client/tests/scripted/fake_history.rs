@@ -90,6 +90,24 @@ impl Fake {
 
 #[tonic::async_trait]
 impl v1::pipeline_service_server::PipelineService for Fake {
+    async fn declare_schema(
+        &self,
+        _: Request<v1::DeclareSchemaRequest>,
+    ) -> Result<Response<v1::DeclareSchemaResponse>, Status> {
+        Err(broken())
+    }
+
+    async fn list_schemas(
+        &self,
+        _: Request<v1::ListSchemasRequest>,
+    ) -> Result<Response<v1::ListSchemasResponse>, Status> {
+        Err(broken())
+    }
+
+    async fn fence_group(&self, _: Request<v1::FenceGroupRequest>) -> Result<Response<v1::FenceGroupResponse>, Status> {
+        Err(broken())
+    }
+
     async fn get_policy(
         &self,
         _request: Request<v1::GetPolicyRequest>,

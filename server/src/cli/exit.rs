@@ -11,14 +11,16 @@ pub(crate) const REFUSED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// The stored or given data is damaged.
 pub(crate) const INTEGRITY: u8 = 65;
-/// There is no such pipeline, branch, checkpoint, savepoint or file.
+/// There is no such pipeline, branch, checkpoint, savepoint, barrier, dead letter or file.
 pub(crate) const NOT_FOUND: u8 = 66;
 /// No server could be reached, or it could not answer.
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// It is not known whether the commit, rewind, fork or import was applied.
+/// The barrier was aborted, or its deadline has passed.
+pub(crate) const ABORTED: u8 = 73;
+/// It is not known whether the commit, rewind, fork, fence or import was applied.
 pub(crate) const IN_DOUBT: u8 = 74;
-/// Somebody else holds the lease; try again later.
-pub(crate) const LEASE_HELD: u8 = 75;
+/// Somebody else holds the lease, or a barrier still waits; try again later.
+pub(crate) const TRY_LATER: u8 = 75;
 /// The worker was replaced and must not go on.
 pub(crate) const FENCED: u8 = 77;
 /// A setting is wrong, or a newer version is needed.
@@ -31,11 +33,12 @@ Exit codes:
    1  refused, for a reason without a code of its own
    2  the command line is wrong
   65  stored or given data is damaged
-  66  no such pipeline, branch, checkpoint, savepoint or file
+  66  no such pipeline, branch, checkpoint, savepoint, barrier, dead letter or file
   69  unavailable: the server cannot be reached, cannot start, or refuses work for now
-  74  it is not known whether the commit, rewind, fork or import was applied; `serve`: the log
-      failed
-  75  somebody else holds the lease: try again later
+  73  the barrier was aborted, by somebody or by its deadline: nothing of it was committed
+  74  it is not known whether the commit, rewind, fork, fence or import was applied; `serve`: the
+      log failed
+  75  somebody else holds the lease, or the barrier still waits: try again later
   77  fenced: another worker has the branch now
   78  a setting is wrong, or a file was written by a newer version
 `fencepost run` exits with the code of its command where that is not 0.";
@@ -47,9 +50,12 @@ pub(super) fn code(error: &Error) -> u8 {
     }
     match error.reason() {
         Some(Reason::Fenced | Reason::StaleGeneration) => return FENCED,
-        Some(Reason::LeaseHeld) => return LEASE_HELD,
+        Some(Reason::LeaseHeld) => return TRY_LATER,
         Some(Reason::StateMissing) => return NOT_FOUND,
-        Some(Reason::IntegrityMismatch | Reason::Corrupt | Reason::StoreRolledBack) => return INTEGRITY,
+        Some(Reason::BarrierAborted) => return ABORTED,
+        Some(Reason::IntegrityMismatch | Reason::Corrupt | Reason::StoreRolledBack | Reason::MergeDiverged) => {
+            return INTEGRITY;
+        }
         Some(
             Reason::NoSpace | Reason::RateLimited | Reason::ShuttingDown | Reason::Importing | Reason::IndexRebuilding,
         ) => return UNAVAILABLE,

@@ -2,10 +2,11 @@
 
 use clap::Args;
 use fencepost::v1::BranchInfo;
-use fencepost_client::{Client, StoredCheckpoint};
+use fencepost_client::{Branch, Client, StoredCheckpoint};
 use serde_json::json;
 
 use super::error::CliError;
+use super::exit;
 use super::output::{Cell, Output, UNREADABLE, hex, readable, write_raw};
 
 #[derive(Args)]
@@ -95,6 +96,18 @@ pub(super) fn print_branches(branches: Vec<BranchInfo>, output: &Output, none: &
     });
     let columns = ["pipeline", "branch", "sequence", "last_commit", "token", "holder", "claimable_in_ms"];
     output.rows(&columns, rows.collect(), none)
+}
+
+/// Who holds the branch and where it is.
+pub(super) async fn find_branch(client: &Client, branch: &Branch) -> Result<BranchInfo, CliError> {
+    let mut branches = client.pipeline(branch.pipeline()).branches();
+    while let Some(info) = branches.next().await? {
+        if info.branch == branch.name() {
+            return Ok(info);
+        }
+    }
+    let message = format!("pipeline '{}' has no branch '{}'", branch.pipeline(), branch.name());
+    Err(CliError::new(exit::NOT_FOUND, message))
 }
 
 impl Checkpoints {

@@ -6,12 +6,14 @@
 mod actor;
 mod audit;
 mod compact;
+mod confirm;
 mod demo;
 mod duration;
 mod error;
 mod exit;
 mod fact;
 mod fork;
+mod health;
 mod inspect;
 mod lease;
 mod log;
@@ -76,8 +78,7 @@ enum Command {
     // Its help is that of its arguments; a comment here would replace the long form too.
     Demo(demo::Demo),
     Run(run::Run),
-    /// Show what the server is and holds.
-    Status,
+    Status(status::StatusCommand),
     /// List pipelines.
     Pipelines(inspect::Pipelines),
     /// List the branches of a pipeline, or of all, with their leases and heads.
@@ -169,7 +170,7 @@ pub(crate) fn main() -> ExitCode {
 async fn client_command(command: Command, endpoint: &str, output: &Output) -> Result<ExitCode, CliError> {
     let client = Client::connect(endpoint).await?;
     match command {
-        Command::Status => status::run(&client, output).await?,
+        Command::Status(status) => status.run(&client, output).await?,
         Command::Pipelines(pipelines) => pipelines.run(&client, output).await?,
         Command::Branches(branches) => branches.run(&client, output).await?,
         Command::Checkpoints(checkpoints) => checkpoints.run(&client, output).await?,

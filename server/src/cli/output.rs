@@ -98,6 +98,10 @@ impl Cell {
         Cell { value: json!(text), text, is_number: false }
     }
 
+    pub(super) fn flag(flag: bool) -> Cell {
+        Cell { text: if flag { "yes" } else { "no" }.to_owned(), value: json!(flag), is_number: false }
+    }
+
     pub(super) fn count(count: u64) -> Cell {
         Cell { text: count.to_string(), value: json!(count), is_number: true }
     }
@@ -176,6 +180,11 @@ pub(super) fn readable(bytes: &[u8]) -> String {
 pub(super) fn hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
+}
+
+/// So many of something.
+pub(super) fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// A time as RFC 3339, in UTC, to the millisecond.

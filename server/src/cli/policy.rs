@@ -38,7 +38,7 @@ pub(crate) struct Set {
     actor: Actor,
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 #[group(required = true, multiple = true)]
 struct Rules {
     /// Keep so many newest checkpoints of each branch.
@@ -50,6 +50,14 @@ struct Rules {
     /// Let `audit` look back so far, such as 90d.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     audit_for: Option<u64>,
+    /// Refuse checkpoints whose row counts do not add up: rows in = rows out + filtered + dead, with a dead letter for each
+    /// dead row. `=false` takes it back.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    reconcile_rows: Option<bool>,
+    /// Refuse checkpoints whose schema is not declared (`fencepost schema declare`), or does not follow that of the head.
+    /// `=false` takes it back.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    declared_schemas_only: Option<bool>,
 }
 
 impl PolicyCommand {
@@ -74,10 +82,13 @@ impl Rules {
     /// What was given, and the rest as it was.
     fn over(self, present: Policy) -> Policy {
         let time = |given: Option<u64>, present: Duration| given.map_or(present, Duration::from_millis);
-        Policy::new()
+        let mut policy = Policy::new()
             .keep_last(self.keep_last.unwrap_or(present.keep_last))
             .keep_for(time(self.keep_for, present.keep_for))
-            .audit_for(time(self.audit_for, present.audit_for))
+            .audit_for(time(self.audit_for, present.audit_for));
+        policy.reconcile_rows = self.reconcile_rows.unwrap_or(present.reconcile_rows);
+        policy.declared_schemas_only = self.declared_schemas_only.unwrap_or(present.declared_schemas_only);
+        policy
     }
 }
 
@@ -88,6 +99,8 @@ fn print(pipeline: &str, policy: Policy, output: &Output) -> Result<(), CliError
         ("keep_last", Cell::count(policy.keep_last)),
         ("keep_for_ms", time(policy.keep_for)),
         ("audit_for_ms", time(policy.audit_for)),
+        ("reconcile_rows", Cell::flag(policy.reconcile_rows)),
+        ("declared_schemas_only", Cell::flag(policy.declared_schemas_only)),
     ])
 }
 
@@ -98,10 +111,13 @@ mod tests {
     #[test]
     fn rules_that_are_not_given_stay_as_they_were() {
         let day = Duration::from_hours(24);
-        let present = Policy::new().keep_last(20).keep_for(day).audit_for(day * 30);
-        let rules = Rules { keep_last: None, keep_for: Some(0), audit_for: None };
+        let present = Policy::new().keep_last(20).keep_for(day).audit_for(day * 30).reconcile_rows();
+        let rules = Rules { keep_for: Some(0), ..Rules::default() };
         assert_eq!(rules.over(present), present.keep_for(Duration::ZERO));
-        let rules = Rules { keep_last: Some(3), keep_for: None, audit_for: Some(1_000) };
+        let rules = Rules { keep_last: Some(3), audit_for: Some(1_000), ..Rules::default() };
         assert_eq!(rules.over(present), present.keep_last(3).audit_for(Duration::from_secs(1)));
+        let rules = Rules { reconcile_rows: Some(false), declared_schemas_only: Some(true), ..Rules::default() };
+        let expected = Policy::new().keep_last(20).keep_for(day).audit_for(day * 30).declared_schemas_only();
+        assert_eq!(rules.over(present), expected);
     }
 }

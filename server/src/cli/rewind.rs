@@ -1,14 +1,14 @@
 //! Setting a branch back, after showing what that means.
 
-use std::io::{self, BufRead, IsTerminal as _};
-
 use clap::Args;
 use fencepost_client::{Branch, BranchInfo, Client, Error, Reason, RewindTo, Savepoint, StoredCheckpoint};
 
 use super::actor::Actor;
+use super::confirm::Confirm;
 use super::error::CliError;
 use super::exit;
-use super::output::{Cell, Output, note, readable, time};
+use super::inspect::find_branch;
+use super::output::{Cell, Output, readable, time};
 
 /// Set a branch back to an earlier checkpoint.
 ///
@@ -29,9 +29,8 @@ pub(crate) struct Rewind {
     /// Why, for the audit.
     #[arg(long, short)]
     reason: String,
-    /// Do it without asking.
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     actor: Actor,
 }
@@ -61,11 +60,7 @@ impl Rewind {
         let branch = client.pipeline(&self.pipeline).branch(&self.branch);
         let (to, savepoint) = self.target.find(client, &branch).await?;
         let plan = Plan::make(client, branch, to, savepoint).await?;
-        note(plan.words());
-        if !self.yes {
-            let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
-            confirm(is_terminal, &mut io::stdin().lock(), &mut io::stderr())?;
-        }
+        self.confirm.ask("rewind", &plan.words())?;
         let to = self.target.savepoint.map_or(RewindTo::Sequence(plan.to), RewindTo::Savepoint);
         let rewind = plan.branch.rewind_to(to).expected_head(plan.now.head_sequence);
         let done = rewind.actor(self.actor.name()).reason(self.reason).send().await.map_err(CliError::of_change)?;
@@ -125,7 +120,7 @@ impl Plan {
             let checkpoint = found?;
             Some((checkpoint.committed_at_ms().unwrap_or(0), readable(checkpoint.position())))
         };
-        Ok(Plan { now: find(client, &branch).await?, branch, to, target })
+        Ok(Plan { now: find_branch(client, &branch).await?, branch, to, target })
     }
 
     fn words(&self) -> String {
@@ -171,54 +166,10 @@ fn another_past(savepoint: &Savepoint) -> CliError {
     CliError::new(exit::REFUSED, message)
 }
 
-/// Who holds the branch and where it is.
-async fn find(client: &Client, branch: &Branch) -> Result<BranchInfo, CliError> {
-    let mut branches = client.pipeline(branch.pipeline()).branches();
-    while let Some(info) = branches.next().await? {
-        if info.branch == branch.name() {
-            return Ok(info);
-        }
-    }
-    let message = format!("pipeline '{}' has no branch '{}'", branch.pipeline(), branch.name());
-    Err(CliError::new(exit::NOT_FOUND, message))
-}
-
-/// Asks on the terminal; anything but yes is no.
-fn confirm(is_terminal: bool, answers: &mut dyn BufRead, terminal: &mut dyn io::Write) -> Result<(), CliError> {
-    if !is_terminal {
-        let message = "there is no terminal to ask on and nothing was changed: add --yes to rewind without being asked";
-        return Err(CliError::new(exit::USAGE, message));
-    }
-    let asked = write!(terminal, "Rewind? [y/N] ").and_then(|()| terminal.flush());
-    asked.map_err(|cause| CliError::io("asking on the terminal", cause))?;
-    let mut answer = String::new();
-    answers.read_line(&mut answer).map_err(|cause| CliError::io("reading the answer", cause))?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(CliError::new(exit::REFUSED, "not confirmed; nothing was changed")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use fencepost_client::LeaseInfo;
-
-    #[test]
-    fn only_yes_is_yes() {
-        for (answer, is_yes) in
-            [("y\n", true), ("Yes\n", true), ("n\n", false), ("\n", false), ("", false), ("yo\n", false)]
-        {
-            assert_eq!(confirm(true, &mut answer.as_bytes(), &mut Vec::new()).is_ok(), is_yes, "{answer:?}");
-        }
-    }
-
-    #[test]
-    fn without_a_terminal_nobody_is_asked() {
-        let (mut answers, mut terminal) = ("y\n".as_bytes(), Vec::new());
-        assert!(confirm(false, &mut answers, &mut terminal).is_err());
-        assert_eq!((answers, terminal.as_slice()), ("y\n".as_bytes(), "".as_bytes()));
-    }
 
     #[tokio::test]
     async fn a_plan_says_what_is_lost_and_whom_it_stops() {

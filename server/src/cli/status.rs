@@ -1,23 +1,45 @@
 //! What the server is, holds, and thinks of its disk.
 
+use clap::Args;
 use fencepost::v1::{Damage, StoreStatus};
 use fencepost_client::{Client, Lsn};
 use serde_json::{Value, json};
 
 use super::error::CliError;
+use super::health;
 use super::output::{Cell, Column, Output, human_bytes, note, time};
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<(), CliError> {
+/// Show what the server is and holds, or how the branches of one pipeline have fared.
+///
+/// Of a pipeline each branch has a line: who holds it, how many commits it has, and how old its head is (the recovery
+/// point: what a crash now would make a worker do again, by the clock of this machine). Then, measured by the server since
+/// it started: how many workers were granted the branch; how many were lost, which is neither released nor rewound; how
+/// long it took from when such a worker was last heard to its successor's first commit; and what was refused, by reason.
+///
+/// Example: `fencepost status prod/orders`
+#[derive(Args)]
+pub(crate) struct StatusCommand {
+    /// NAMESPACE/NAME; without it, the server itself.
+    pipeline: Option<String>,
+}
+
+impl StatusCommand {
+    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
+        match self.pipeline {
+            Some(pipeline) => health::run(pipeline, client, output).await,
+            None => server(client, output).await,
+        }
+    }
+}
+
+async fn server(client: &Client, output: &Output) -> Result<(), CliError> {
     let status = client.status().await?;
     let (header, log) = (status.header.unwrap_or_default(), status.log.unwrap_or_default());
     let counters = status.counters.unwrap_or_default();
-    let mut refusals: Vec<_> = counters.refusals.iter().collect();
-    refusals.sort();
-    let refusals_text = refusals.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>();
     let no_space = status.store.as_ref().map_or("", |store| store.no_space.as_str());
     let mut properties = vec![
         ("endpoint", Cell::text(client.endpoint())),
-        ("health", Cell::text(health(&log.failure, no_space))),
+        ("health", Cell::text(fitness(&log.failure, no_space))),
         ("version", Cell::text(status.version)),
         ("cluster", Cell::text(header.cluster_id)),
         ("generation", Cell::count(header.generation)),
@@ -31,7 +53,7 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<(), CliError
         ("commits", Cell::count(counters.commits)),
         ("grants", Cell::count(counters.grants)),
         ("keepalives", Cell::count(counters.keepalives)),
-        ("refusals", Cell::text(refusals_text.join(", ")).with_value(json!(counters.refusals))),
+        ("refusals", health::refusals(&counters.refusals)),
     ];
     if let Some(store) = &status.store {
         properties.extend(store_properties(store, status.durable_lsn));
@@ -45,7 +67,7 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<(), CliError
     Ok(())
 }
 
-fn health(failure: &str, no_space: &str) -> String {
+fn fitness(failure: &str, no_space: &str) -> String {
     match (failure, no_space) {
         ("", "") => "serving".to_owned(),
         ("", no_space) => format!("no room for more than reads, releases and keepalives: {no_space}"),
@@ -189,8 +211,8 @@ mod tests {
         assert_eq!(scrub_words(&store), "at 12.5 % of the present pass, the first");
         store.scrubbed_at_ms = 1_000;
         assert_eq!(scrub_words(&store), "all read by 1970-01-01T00:00:01.000Z; at 12.5 % of the present pass");
-        assert_eq!(health("", "x"), "no room for more than reads, releases and keepalives: x");
-        assert_eq!(health("the disk is gone", "x"), "failed: the disk is gone");
+        assert_eq!(fitness("", "x"), "no room for more than reads, releases and keepalives: x");
+        assert_eq!(fitness("the disk is gone", "x"), "failed: the disk is gone");
     }
 
     #[test]

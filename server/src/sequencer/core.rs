@@ -14,13 +14,13 @@ use super::barriers::may_change;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, Unread, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Grant, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -199,22 +199,32 @@ impl Core {
     /// Decides a request for a branch; one that came just now after those who wait for the branch already.
     fn resume(&mut self, mut waiter: Waiter) {
         if waiter.arrived.is_none() {
+            let arrived = waiter.readable.arrived.unwrap_or_else(|| self.seen());
+            waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
-            let branch = self.view.state.branch(&request.pipeline, &request.branch);
-            let head = branch.and_then(Branch::head);
-            let staged = branch.and_then(Branch::staged);
-            let Readable { after, at, staged: staged_at } = waiter.readable;
-            if let Some(head) = head.filter(|head| head.lsn.index() <= after && head.lsn != at) {
-                return self.answer(waiter.reply, Ok(Resumed::ReadFirst(head.lsn)));
+            if let Some(unread) = self.unread(&waiter) {
+                let state = &self.view.state;
+                let is_meant = state.check_cluster(request.cluster.as_ref()).and(state.check_ready(&request.pipeline));
+                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { unread, arrived }));
             }
-            if let Some(staged) = staged.filter(|staged| staged.lsn.index() <= after && staged.lsn != staged_at) {
-                let lsn = staged.lsn;
-                return self.answer(waiter.reply, Ok(Resumed::ReadStagedFirst(lsn)));
-            }
-            waiter.arrived = Some(self.seen());
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
+    }
+
+    /// What has to be read before the branch can be granted.
+    fn unread(&self, waiter: &Waiter) -> Option<Unread> {
+        let request = &waiter.resume.request;
+        let branch = self.view.state.branch(&request.pipeline, &request.branch)?;
+        let Readable { after, at, staged: staged_at, .. } = waiter.readable;
+        let head = branch.head().map(|head| head.lsn).filter(|head| {
+            // A scope has to be compared with what the head says, however new it is.
+            let is_new = request.scope.is_empty() && head.index() > after;
+            !is_new && *head != at
+        });
+        let staged = branch.staged().map(|staged| staged.lsn);
+        let staged = staged.filter(|staged| staged.index() <= after && *staged != staged_at);
+        head.map(Unread::Head).or(staged.map(Unread::Staged))
     }
 
     /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
@@ -232,7 +242,8 @@ impl Core {
         let present = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::lease);
         let present = present.map(|grant| grant.token);
         let silent = present.map_or_else(Default::default, |token| self.view.leases.silent(token));
-        let timing = ResumeTiming { silent, arrived: waiter.arrived.unwrap_or_else(|| self.seen()) };
+        let arrived = waiter.arrived.unwrap_or_else(|| self.seen());
+        let timing = ResumeTiming { silent, arrived };
         let result = match self.view.state.evaluate_resume(&waiter.resume, timing) {
             Ok(ResumeVerdict::Held(_)) if self.clock.now() < waiter.deadline && !self.is_stopping => {
                 return self.waiters.add(waiter);
@@ -244,6 +255,9 @@ impl Core {
                 Ok(self.granted(&waiter.resume, token))
             }
             Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
+                if let Some(unread) = self.unread(&waiter) {
+                    return Resumed::ReadFirst { unread, arrived };
+                }
                 let token = Token::from_u64(granted.token);
                 if let Some(present) = present {
                     self.view.leases.forget(present);
@@ -333,14 +347,26 @@ impl Core {
         }
     }
 
-    /// A rewind ends the lease of whoever had the branch, so those who wait for it have waited enough.
+    /// A rewind, and a fence of a pipeline, end leases, so those who wait for the branches have waited enough.
     fn record_rare(&mut self, kind: Kind) -> Lsn {
-        let Kind::Rewound(rewound) = &kind else { return self.record(kind) };
-        self.view.leases.forget(Token::from_u64(rewound.previous_token));
-        let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
-        let lsn = self.record(kind);
-        self.serve(&pipeline, &branch);
-        lsn
+        let View { state, leases, .. } = &mut self.view;
+        match &kind {
+            Kind::Rewound(rewound) => {
+                leases.forget(Token::from_u64(rewound.previous_token));
+                let (pipeline, branch) = (rewound.pipeline.clone(), rewound.branch.clone());
+                let lsn = self.record(kind);
+                self.serve(&pipeline, &branch);
+                lsn
+            }
+            Kind::GroupFenced(fenced) => {
+                let held = state.pipeline(&fenced.pipeline).into_iter().flat_map(Pipeline::leases);
+                held.for_each(|(_, grant)| leases.forget(grant.token));
+                // They may be many, and each needs room for a grant of its own: the driver sees to that, right after this.
+                self.waiters_due = self.clock.now();
+                self.record(kind)
+            }
+            _ => self.record(kind),
+        }
     }
 
     /// Takes a fact into the state and into the batch.

@@ -15,6 +15,7 @@
 mod barriers;
 mod core;
 mod driver;
+mod granted;
 mod lease_clock;
 mod outbox;
 mod reply;
@@ -28,11 +29,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{Barrier, ClusterRef, Header, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
 use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+pub use granted::{Granted, Readable, Resumed, Unread};
 pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
 use self::core::Core;
@@ -46,7 +48,7 @@ use crate::error::Refusal;
 use crate::index::{Forgotten, Index};
 use crate::log::Log;
 use crate::metrics::Counters;
-use crate::state::{Commit, Head, Resume, Staged, State};
+use crate::state::{Commit, Resume, State};
 
 /// What a fact about a commit, in its frame, may have beyond the request: digest, time, number, framing; and for each
 /// branch the oldest sequence that it keeps.
@@ -87,48 +89,6 @@ impl View {
     pub fn silent(&self, token: Token) -> Duration {
         self.leases.silent(token)
     }
-}
-
-/// A branch was granted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Granted {
-    /// The fencing token.
-    pub token: Token,
-    /// How long the holder may be silent.
-    pub ttl: Duration,
-    /// The resume point.
-    pub head: Option<Head>,
-    /// What is staged on it.
-    pub staged: Option<Staged>,
-    /// Open barriers that wait for the branch.
-    pub barriers: Vec<Barrier>,
-    /// Where the grant is in the log. It says who had the branch before.
-    pub lsn: Lsn,
-    /// The newest fact when the answer was decided.
-    pub seen: Lsn,
-}
-
-/// Heads that can be read. A branch is granted only at one of these: otherwise whoever has it would be fenced by somebody
-/// who cannot begin.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Readable {
-    /// All that were made after this entry.
-    pub after: LogIndex,
-    /// And the one that this fact made.
-    pub at: Lsn,
-    /// The same of what is staged.
-    pub staged: Lsn,
-}
-
-/// What becomes of a request for a branch, if it is not refused.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Resumed {
-    /// The branch is the caller's.
-    Granted(Granted),
-    /// Nothing was decided: the head is here, and has to be read first.
-    ReadFirst(Lsn),
-    /// The same of what is staged.
-    ReadStagedFirst(Lsn),
 }
 
 /// Leases were kept alive, each for its TTL, or are lost.
@@ -344,8 +304,9 @@ impl Sequencer {
         answered(answer).await
     }
 
-    /// Takes a branch, waiting up to `wait` for a lease that can be claimed. Whether the head can be read is looked at when
-    /// the request comes: one that is made while it waits is new.
+    /// Takes a branch, waiting up to `wait` for a lease that can be claimed. A head that
+    /// has to be read, or compared with the scope of the request, is told when the request comes, and when its turn comes if
+    /// it is another one by then.
     pub async fn resume(&self, resume: Resume, wait: Duration, readable: Readable) -> Result<Resumed, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
         self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply }))).await

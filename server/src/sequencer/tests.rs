@@ -63,7 +63,7 @@ fn lease(branch: &str, token: Token) -> LeaseRef {
 fn granted(answer: &mut oneshot::Receiver<Result<Resumed, Refusal>>) -> Granted {
     match answer.try_recv().unwrap().unwrap() {
         Resumed::Granted(granted) => granted,
-        first => panic!("{first:?}"),
+        first @ Resumed::ReadFirst { .. } => panic!("{first:?}"),
     }
 }
 

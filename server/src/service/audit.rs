@@ -3,11 +3,11 @@
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{Fact, LeaseGranted, Rewound};
 use fencepost::v1::audit_record::Action;
-use fencepost::v1::{AuditRecord, Policy, Takeover};
+use fencepost::v1::{AuditRecord, DeadLetterId, Policy, Schema, Takeover};
 use fencepost::{Lsn, Token};
 
 use super::barrier::missing;
-use crate::state::{named, with_defaults};
+use crate::state::{named, shown_fingerprint, with_defaults};
 
 /// The fact as a record; `None` of one that is not listed.
 pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
@@ -84,6 +84,22 @@ pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
             record.detail = format!("barrier '{name}'; {}", missing(&aborted));
             (record.actor, record.reason) = (aborted.actor, aborted.reason);
         }
+        Kind::DeadLettersDiscarded(discarded) => {
+            record.set_action(Action::DeadLettersDiscarded);
+            record.detail = letters(&discarded.letters);
+            (record.actor, record.reason) = (discarded.actor, discarded.reason);
+        }
+        Kind::SchemaDeclared(declared) => {
+            record.set_action(Action::SchemaDeclared);
+            record.detail = declared.schema.as_ref().map(schema).unwrap_or_default();
+            (record.actor, record.reason) = (declared.actor, declared.reason);
+        }
+        Kind::GroupFenced(fenced) => {
+            record.set_action(Action::GroupFenced);
+            record.detail = format!("{} leases ended", fenced.leases);
+            record.token = fenced.token;
+            (record.actor, record.reason) = (fenced.actor, fenced.reason);
+        }
         _ => return None,
     }
     Some(record)
@@ -93,11 +109,14 @@ fn grant(granted: &LeaseGranted) -> String {
     let LeaseGranted { previous_holder, previous_silent_ms, .. } = granted;
     let token = Token::from_u64(granted.previous_token);
     let mode = if granted.takeover() == Takeover::Force { ", by force" } else { "" };
-    match previous_silent_ms {
+    let from = match previous_silent_ms {
         Some(ms) => format!("from '{previous_holder}' (token {token}), which had been silent for {ms} ms{mode}"),
         None if previous_holder.is_empty() => String::new(),
         None => format!("after '{previous_holder}' (token {token}), which did not have it any more"),
-    }
+    };
+    let accepted = granted.accepted_scope.join(", ");
+    let accepted = if accepted.is_empty() { accepted } else { format!("another scope was meant: {accepted}") };
+    [from, accepted].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn rewind(rewound: &Rewound) -> String {
@@ -118,4 +137,25 @@ fn policy(policy: Option<&Policy>) -> String {
     let rows = if reconcile_rows { ", reconcile_rows" } else { "" };
     let schemas = if declared_schemas_only { ", declared_schemas_only" } else { "" };
     format!("keep_last {keep_last}, keep_for_ms {keep_for_ms}, audit_for_ms {audit_for_ms}{rows}{schemas}")
+}
+
+/// Dead letters that a detail names; there may be many.
+const LETTERS_NAMED_MAX: usize = 10;
+
+fn letters(ids: &[DeadLetterId]) -> String {
+    let named = ids.iter().take(LETTERS_NAMED_MAX);
+    let named =
+        named.map(|id| format!("{} of LSN {}", id.number, Lsn::from_u64(id.lsn))).collect::<Vec<_>>().join(", ");
+    let rest = ids.len().saturating_sub(LETTERS_NAMED_MAX);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("{} dead letters: {named}{more}", ids.len())
+}
+
+fn schema(schema: &Schema) -> String {
+    let Schema { fingerprint, name, successor_of } = schema;
+    let successor = match shown_fingerprint(successor_of) {
+        none if none.is_empty() => none,
+        before => format!(", successor of {before}"),
+    };
+    format!("schema {} '{name}'{successor}", shown_fingerprint(fingerprint))
 }

@@ -13,32 +13,36 @@ use tonic::{Request, Response, Status};
 
 use super::status::{message, status};
 use super::{Backend, facts, shape};
-use crate::sequencer::{Readable, Resumed};
-use crate::state::{Head, Staged};
+use crate::sequencer::{Readable, Resumed, Unread};
+use crate::state::{Head, Staged, compare_scope};
 
 pub(super) struct Service(pub(super) Backend);
 
 #[tonic::async_trait]
 impl LeaseService for Service {
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        let Backend { sequencer, log, config, .. } = &self.0;
+        let Backend { sequencer, log, config, clock, .. } = &self.0;
         let request = request.into_inner();
         let without_state = request.mode() == ResumeMode::Soft;
         let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
         let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
         // Every byte of the newest segment was written or checked by this process.
-        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO, staged: Lsn::ZERO };
+        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO, staged: Lsn::ZERO, arrived: None };
+        let deadline = clock.now().plus(wait);
         let granted = loop {
+            let wait = deadline.since(clock.now());
             match sequencer.resume(resume.clone(), wait, readable).await.map_err(status)? {
                 Resumed::Granted(granted) => break granted,
-                Resumed::ReadFirst(lsn) => {
-                    facts::read_checkpoint(log, lsn, pipeline.clone(), branch.clone(), true).await?;
-                    readable.at = lsn;
+                Resumed::ReadFirst { unread: Unread::Head(at), arrived } => {
+                    let head = facts::read_checkpoint(log, at, pipeline.clone(), branch.clone(), true).await?;
+                    let scope = head.checkpoint.map(|checkpoint| checkpoint.scope).unwrap_or_default();
+                    compare_scope(&resume.request, head.sequence, &scope).map_err(status)?;
+                    (readable.at, readable.arrived) = (at, Some(arrived));
                 }
-                Resumed::ReadStagedFirst(lsn) => {
+                Resumed::ReadFirst { unread: Unread::Staged(at), arrived } => {
                     let log = Arc::clone(log);
-                    facts::blocking(move || facts::staged_checkpoint(&log, lsn, true)).await?;
-                    readable.staged = lsn;
+                    facts::blocking(move || facts::staged_checkpoint(&log, at, true)).await?;
+                    (readable.staged, readable.arrived) = (at, Some(arrived));
                 }
             }
         };

@@ -7,14 +7,17 @@ mod barrier;
 mod checkpoint;
 mod cluster;
 mod commit;
+mod dead_letter;
 mod export;
 mod facts;
+mod fence;
 mod history;
 mod import;
 mod lease;
 mod maintenance;
 mod oversized;
 mod pipeline;
+mod schema;
 mod shape;
 mod staged;
 mod status;
@@ -28,6 +31,7 @@ use fencepost::v1::barrier_service_server::BarrierServiceServer;
 use fencepost::v1::checkpoint_service_server::CheckpointServiceServer;
 use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
+use fencepost::v1::dead_letter_service_server::DeadLetterServiceServer;
 use fencepost::v1::lease_service_server::LeaseServiceServer;
 use fencepost::v1::log_service_server::LogServiceServer;
 use fencepost::v1::maintenance_service_server::MaintenanceServiceServer;
@@ -90,6 +94,7 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(BarrierServiceServer::new(barrier::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Service(backend.clone())))
         .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
+        .add_service(DeadLetterServiceServer::new(dead_letter::Service(backend.clone())))
         .add_service(LogServiceServer::new(tail::Service(backend.clone())))
         .add_service(
             MaintenanceServiceServer::new(maintenance::Service(backend.clone(), Turns::new()))
@@ -100,13 +105,14 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
 }
 
 /// Their full names, for health checks; the empty one is the server as a whole.
-pub const SERVICES: [&str; 9] = [
+pub const SERVICES: [&str; 10] = [
     "",
     "fencepost.v1.LeaseService",
     "fencepost.v1.CommitService",
     "fencepost.v1.BarrierService",
     "fencepost.v1.CheckpointService",
     "fencepost.v1.PipelineService",
+    "fencepost.v1.DeadLetterService",
     "fencepost.v1.LogService",
     "fencepost.v1.MaintenanceService",
     "fencepost.v1.ClusterService",

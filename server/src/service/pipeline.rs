@@ -3,22 +3,23 @@
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::pipeline_service_server::PipelineService;
 use fencepost::v1::{
-    AuditRecord, CreateSavepointRequest, CreateSavepointResponse, DeleteSavepointRequest, DeleteSavepointResponse,
-    ForkRequest, ForkResponse, GetPolicyRequest, GetPolicyResponse, ListAuditRequest, ListAuditResponse,
-    ListSavepointsRequest, ListSavepointsResponse, RewindRequest, RewindResponse, Savepoint, SetPolicyRequest,
-    SetPolicyResponse, fork_request, rewind_request,
+    AuditRecord, CreateSavepointRequest, CreateSavepointResponse, DeclareSchemaRequest, DeclareSchemaResponse,
+    DeleteSavepointRequest, DeleteSavepointResponse, FenceGroupRequest, FenceGroupResponse, ForkRequest, ForkResponse,
+    GetPolicyRequest, GetPolicyResponse, ListAuditRequest, ListAuditResponse, ListSavepointsRequest,
+    ListSavepointsResponse, ListSchemasRequest, ListSchemasResponse, RewindRequest, RewindResponse, Savepoint,
+    SetPolicyRequest, SetPolicyResponse, fork_request, rewind_request,
 };
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::status::status;
-use super::{Backend, audit, facts, history, shape};
+use super::{Backend, audit, facts, fence, history, schema, shape};
 use crate::error::Refusal;
 use crate::log::Log;
 use crate::sequencer::Decision;
 use crate::state::{
-    self, Place, SavepointVerdict, State, check_asked_by, check_name, check_pipeline, check_policy, with_defaults,
+    self, Place, SavepointVerdict, check_asked_by, check_name, check_pipeline, check_policy, with_defaults,
 };
 
 pub(super) struct Service(pub(super) Backend);
@@ -27,23 +28,20 @@ pub(super) struct Service(pub(super) Backend);
 impl PipelineService for Service {
     async fn declare_schema(
         &self,
-        _: Request<fencepost::v1::DeclareSchemaRequest>,
-    ) -> Result<Response<fencepost::v1::DeclareSchemaResponse>, Status> {
-        Err(Status::unimplemented("declare_schema"))
+        request: Request<DeclareSchemaRequest>,
+    ) -> Result<Response<DeclareSchemaResponse>, Status> {
+        schema::declare(&self.0, request.into_inner()).await
     }
 
     async fn list_schemas(
         &self,
-        _: Request<fencepost::v1::ListSchemasRequest>,
-    ) -> Result<Response<fencepost::v1::ListSchemasResponse>, Status> {
-        Err(Status::unimplemented("list_schemas"))
+        request: Request<ListSchemasRequest>,
+    ) -> Result<Response<ListSchemasResponse>, Status> {
+        schema::list(&self.0, request.into_inner()).await
     }
 
-    async fn fence_group(
-        &self,
-        _: Request<fencepost::v1::FenceGroupRequest>,
-    ) -> Result<Response<fencepost::v1::FenceGroupResponse>, Status> {
-        Err(Status::unimplemented("fence_group"))
+    async fn fence_group(&self, request: Request<FenceGroupRequest>) -> Result<Response<FenceGroupResponse>, Status> {
+        fence::group(&self.0, request.into_inner()).await
     }
 
     async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Result<Response<GetPolicyResponse>, Status> {
@@ -53,7 +51,7 @@ impl PipelineService for Service {
         let (set, seen) = sequencer
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
-                Ok(known(&view.state, &pipeline)?.policy().map(|set| set.policy))
+                Ok(view.state.known_pipeline(&pipeline)?.policy().map(|set| set.policy))
             })
             .await
             .map_err(status)?;
@@ -123,7 +121,7 @@ impl PipelineService for Service {
         let (found, seen) = sequencer
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
-                let savepoints = known(&view.state, &of)?.savepoints_after(&page_token).take(page_size);
+                let savepoints = view.state.known_pipeline(&of)?.savepoints_after(&page_token).take(page_size);
                 Ok(savepoints.map(|(name, savepoint)| (name.to_owned(), savepoint.clone())).collect::<Vec<_>>())
             })
             .await
@@ -258,7 +256,7 @@ impl PipelineService for Service {
         let ((), seen) = sequencer
             .read(move |view| {
                 view.state.check_cluster(cluster.as_ref())?;
-                known(&view.state, &of).map(drop)
+                view.state.known_pipeline(&of).map(drop)
             })
             .await
             .map_err(status)?;
@@ -299,13 +297,6 @@ impl Service {
 
 fn check_branch(pipeline: &str, branch: &str) -> Result<(), Status> {
     check_pipeline("pipeline", pipeline).and_then(|()| check_name("branch", branch)).map_err(status)
-}
-
-fn known<'a>(state: &'a State, pipeline: &str) -> Result<&'a state::Pipeline, Refusal> {
-    state.pipeline(pipeline).ok_or_else(|| {
-        let message = format!("there is no pipeline '{pipeline}'; 'fencepost pipelines' lists what is there");
-        Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline)
-    })
 }
 
 /// The savepoint that the fact at `created` made.

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fencepost::Reason;
 use fencepost::v1::{
-    BranchCommit, Checkpoint, CommitRequest, DeadLetter, KeepAliveRequest, LeaseRef, Merge, MergeRequest,
+    BranchCommit, Checkpoint, CommitRequest, DeadLetter, DeadLetterId, KeepAliveRequest, LeaseRef, Merge, MergeRequest,
     OpenBarrierRequest, ResumeRequest, StageRequest, Takeover,
 };
+use fencepost::{Lsn, Reason};
 
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
     Commit, Digest, Resume, Stage, check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id,
-    check_ms, check_name, check_pipeline,
+    check_ms, check_name, check_pipeline, check_scope,
 };
 
 /// Checks a request for a branch and fills in the server's default TTL.
@@ -43,6 +43,15 @@ pub(super) fn resume(mut request: ResumeRequest, ttl_default_ms: u64) -> Result<
     check_ms("ttl_ms", request.ttl_ms, limits::TTL_MIN, limits::TTL_MAX)?;
     check_ms("lock_delay_ms", request.lock_delay_ms, Duration::ZERO, limits::LOCK_DELAY_MAX)?;
     check_ms("wait_ms", request.wait_ms, Duration::ZERO, limits::WAIT_MAX)?;
+    check_scope("scope", &request.scope)?;
+    // As many as a head and a caller can have between them.
+    if request.accept_scope.len() > 2 * limits::SCOPE_MAX {
+        let (given, expected) = (request.accept_scope.len(), format!("at most {} names", 2 * limits::SCOPE_MAX));
+        return Err(Refusal::field(Reason::TooLarge, "accept_scope", given, &expected));
+    }
+    for (i, name) in request.accept_scope.iter().enumerate() {
+        check_name(&format!("accept_scope[{i}]"), name)?;
+    }
     let wait = Duration::from_millis(request.wait_ms);
     Ok((Resume { request }, wait))
 }
@@ -84,7 +93,7 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         }
     }
     let mut payload_fault = None;
-    let (mut letters, mut letter_bytes, mut replayed) = (0, 0, 0);
+    let (mut letters, mut letter_bytes, mut replayed) = (0, 0, BTreeSet::new());
     for (i, moved) in request.branches.iter_mut().enumerate() {
         match (&mut moved.checkpoint, moved.staged.is_empty()) {
             (Some(given), true) => {
@@ -114,10 +123,10 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
         letters += moved.dead_letters.len();
         letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
-        replayed += moved.replayed.len();
+        each_letter_once(&format!("branches[{i}].replayed"), &moved.replayed, &mut replayed)?;
     }
     check_letters("dead_letters", letters, letter_bytes)?;
-    check_letters("replayed", replayed, 0)?;
+    check_letters("replayed", replayed.len(), 0)?;
     let digest = commit_digest(&request);
     Ok(Commit { request, digest, payload_fault })
 }
@@ -230,6 +239,21 @@ fn checkpoint(field: &str, branch: &str, checkpoint: &mut Checkpoint) -> Result<
 fn dead_letters(field: &str, letters: &[DeadLetter]) -> Result<(), Refusal> {
     for (i, letter) in letters.iter().enumerate() {
         check_dead_letter(&format!("{field}[{i}]"), letter)?;
+    }
+    Ok(())
+}
+
+/// Checks that no dead letter is named twice, in this field or in those before.
+pub(super) fn each_letter_once(
+    field: &str,
+    letters: &[DeadLetterId],
+    before: &mut BTreeSet<(u64, u32)>,
+) -> Result<(), Refusal> {
+    for (i, DeadLetterId { lsn, number }) in letters.iter().enumerate() {
+        if !before.insert((*lsn, *number)) {
+            let (field, value) = (format!("{field}[{i}]"), format!("{number} of LSN {}", Lsn::from_u64(*lsn)));
+            return Err(Refusal::field(Reason::InvalidField, &field, value, "each dead letter once"));
+        }
     }
     Ok(())
 }

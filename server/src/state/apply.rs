@@ -317,7 +317,8 @@ impl State {
             pipeline.leases = 0;
             pipeline.branches.values_mut().for_each(Branch::leave_barrier);
             let grants = pipeline.branches.values_mut().filter_map(|branch| branch.grant.as_deref_mut());
-            for grant in grants.filter(|grant| grant.is_in_force()) {
+            // Also those that a fence of the pipeline ended before: its fact may be gone from a compacted log.
+            for grant in grants.filter(|grant| matches!(grant.standing, Standing::InForce | Standing::Fenced)) {
                 grant.standing = Standing::Ended;
             }
         }

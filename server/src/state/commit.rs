@@ -1,9 +1,10 @@
 //! Judging commits.
 
 use fencepost::log::v1::{Committed, CommittedBranch};
-use fencepost::v1::{ClusterRef, CommitRequest};
+use fencepost::v1::{BranchCommit, ClusterRef, CommitRequest};
 use fencepost::{Lsn, Reason, Token};
 
+use super::declared::Given;
 use super::rewind::Rewinds;
 use super::{Branch, COUNT_END, Digest, Pipeline, State};
 use crate::error::Refusal;
@@ -88,6 +89,9 @@ impl State {
             let field = format_args!("branches[{i}].checkpoint");
             self.check_late(&request.pipeline, field, moved.checkpoint.as_ref())?;
         }
+        if let Some(pipeline) = pipeline {
+            pipeline.check_said(&request)?;
+        }
         let number = next_number(pipeline)?;
         Ok(Committed {
             pipeline: request.pipeline,
@@ -154,6 +158,17 @@ impl State {
 }
 
 impl Pipeline {
+    /// Row counts, schemas and dead letters. Of what was staged they were checked then, but for those that it replays.
+    fn check_said(&self, request: &CommitRequest) -> Result<(), Refusal> {
+        fn given(moved: &BranchCommit) -> Option<Given<'_>> {
+            Some((&moved.branch, moved.checkpoint.as_ref()?, moved.dead_letters.len()))
+        }
+        let CommitRequest { pipeline: name, branches, .. } = request;
+        self.check_declared(name, branches.iter().filter_map(given))?;
+        let added = branches.iter().map(|moved| moved.dead_letters.len()).sum();
+        self.check_dead_letters(name, added, branches.iter().flat_map(|moved| &moved.replayed))
+    }
+
     /// Whether the commit at `lsn`, whose id the request has, was undone by a rewind, so that its id is free again. If it
     /// is not known to be the same commit, a rewind of any branch of the request frees the id.
     fn was_undone(&self, request: &CommitRequest, lsn: Lsn, is_same: bool) -> bool {

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use fencepost::Lsn;
 use fencepost::log::v1::{Committed, DeadLettersDiscarded};
-use fencepost::v1::DeadLetterId;
+use fencepost::v1::{DeadLetterId, DiscardDeadLettersRequest};
+use fencepost::{Lsn, Reason};
 
 use super::{Pipeline, State, entry};
+use crate::config::limits;
+use crate::error::Refusal;
 
 /// The letters of one fact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +35,7 @@ pub(super) struct Part {
 impl Letters {
     /// The checkpoint that this letter came with.
     pub(super) fn part(&self, number: u32) -> Option<&Part> {
-        self.parts.iter().find(|part| number < part.end)
+        self.parts.get(self.parts.partition_point(|part| part.end <= number))
     }
 }
 
@@ -114,7 +116,7 @@ impl DeadLetters {
         let Letters { parts, open: numbers } = letters;
         let mut closed = 0;
         numbers.retain(|number| {
-            let part = parts.iter().find(|part| *number < part.end);
+            let part = parts.get(parts.partition_point(|part| part.end <= *number));
             let Some(part) = part.filter(|part| is_closed(*number, part)) else { return true };
             closed += 1;
             if let Some(count) = by_branch.get_mut(&part.branch) {
@@ -144,6 +146,43 @@ impl Pipeline {
         self.dead.count_of(branch)
     }
 
+    /// Open dead letters from this one on, in the order of the log, each with the branch and sequence that it came with.
+    pub fn dead_letters_from(&self, first: DeadLetterId) -> impl Iterator<Item = (DeadLetterId, &str, u64)> {
+        let start = Lsn::from_u64(first.lsn);
+        self.dead.iter_from(start).flat_map(move |(lsn, letters)| {
+            let skipped = if lsn == start { letters.open.partition_point(|number| *number < first.number) } else { 0 };
+            letters.open[skipped..].iter().filter_map(move |number| {
+                let part = letters.part(*number)?;
+                Some((DeadLetterId { lsn: lsn.as_u64(), number: *number }, &*part.branch, part.sequence))
+            })
+        })
+    }
+
+    /// Checks that the dead letters that something handles are open, and that there is room for so many more.
+    pub(super) fn check_dead_letters<'a>(
+        &self,
+        name: &str,
+        added: usize,
+        handled: impl Iterator<Item = &'a DeadLetterId>,
+    ) -> Result<(), Refusal> {
+        let mut closed = 0;
+        for id in handled {
+            if !self.dead.is_open(id) {
+                return Err(not_open(name, id));
+            }
+            closed += 1;
+        }
+        if added == 0 || self.dead.open + added as u64 <= limits::DEAD_LETTERS_OPEN_MAX + closed {
+            return Ok(());
+        }
+        let expected = format!(
+            "at most {} that are open in '{name}', and {} are: replay some or discard them (fencepost dead-letters)",
+            limits::DEAD_LETTERS_OPEN_MAX,
+            self.dead.open
+        );
+        Err(Refusal::field(Reason::TooLarge, "dead_letters", added, &expected))
+    }
+
     /// Takes in which letters a commit has handled.
     pub(super) fn apply_replayed(&mut self, committed: &Committed, is_whole: bool) -> Result<(), String> {
         for id in committed.branches.iter().flat_map(|moved| &moved.replayed) {
@@ -156,6 +195,19 @@ impl Pipeline {
 }
 
 impl State {
+    /// Judges a discard, its shape already checked.
+    pub fn evaluate_discard_dead_letters(
+        &self,
+        request: &DiscardDeadLettersRequest,
+    ) -> Result<DeadLettersDiscarded, Refusal> {
+        self.check_cluster(request.cluster.as_ref())?;
+        let DiscardDeadLettersRequest { pipeline: of, letters, actor, reason, .. } = request;
+        self.check_ready(of)?;
+        self.known_pipeline(of)?.check_dead_letters(of, 0, letters.iter())?;
+        let (pipeline, actor, reason) = (of.clone(), actor.clone(), reason.clone());
+        Ok(DeadLettersDiscarded { pipeline, letters: letters.clone(), actor, reason })
+    }
+
     pub(super) fn apply_dead_letters_discarded(
         &mut self,
         fact: &DeadLettersDiscarded,
@@ -169,4 +221,13 @@ impl State {
         }
         Ok(())
     }
+}
+
+fn not_open(name: &str, id: &DeadLetterId) -> Refusal {
+    let (lsn, number) = (Lsn::from_u64(id.lsn), id.number);
+    let message = format!(
+        "dead letter {number} of LSN {lsn} is not open in '{name}': it was replayed or discarded before, or a rewind \
+         abandoned the checkpoint that it came with; list those that are open, and go on without this one"
+    );
+    Refusal::new(Reason::DeadLetterHandled, message).with("lsn", id.lsn).with("number", number)
 }

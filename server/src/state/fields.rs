@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy};
+use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy, Schema};
 use fencepost::{NAME_BYTES_MAX, Reason};
 
 use super::check_name;
@@ -63,6 +63,18 @@ pub fn check_dead_letter(field: &str, letter: &DeadLetter) -> Result<(), Refusal
     check_bytes(&format!("{field}.reason"), reason.len(), limits::REASON_BYTES_MAX)?;
     check_bytes(&format!("{field}.source_position"), source_position.len(), limits::REASON_BYTES_MAX)?;
     check_traceparent(&format!("{field}.traceparent"), traceparent)
+}
+
+/// Checks a schema as it is declared.
+pub fn check_schema(schema: &Schema) -> Result<(), Refusal> {
+    let Schema { fingerprint, name, successor_of } = schema;
+    if fingerprint.is_empty() {
+        let expected = "1 to 64 bytes: what checkpoints say in integrity.schema_fingerprint";
+        return Err(Refusal::field(Reason::InvalidField, "schema.fingerprint", "", expected));
+    }
+    check_bytes("schema.fingerprint", fingerprint.len(), limits::FINGERPRINT_BYTES_MAX)?;
+    check_bytes("schema.successor_of", successor_of.len(), limits::FINGERPRINT_BYTES_MAX)?;
+    if name.is_empty() { Ok(()) } else { check_id("schema.name", name) }
 }
 
 /// Checks the values of a policy. 0 stands for a default.

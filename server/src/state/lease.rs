@@ -250,6 +250,7 @@ fn outlived(request: &ResumeRequest, token: Token, last: Option<&Grant>) -> Refu
         }
         Some(grant) if grant.token != token => format!("was followed by '{}' with token {}", grant.holder, grant.token),
         Some(grant) if grant.standing == Standing::Ended => "ended with its generation".to_owned(),
+        Some(grant) if grant.standing == Standing::Fenced => "ended when the whole pipeline was fenced".to_owned(),
         _ => "was released since".to_owned(),
     };
     let message = format!(

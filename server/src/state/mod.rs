@@ -19,6 +19,7 @@ mod apply;
 mod barrier;
 mod commit;
 mod dead;
+mod declared;
 mod fields;
 mod fork;
 mod group;
@@ -33,6 +34,7 @@ mod retention;
 mod rewind;
 mod savepoint;
 mod schema;
+mod scope;
 mod staged;
 #[cfg(test)]
 mod tests;
@@ -49,7 +51,8 @@ pub use barrier::{
 };
 pub use commit::{Commit, CommitVerdict, Resolution};
 pub use fields::{
-    check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_scope,
+    check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_policy, check_schema,
+    check_scope,
 };
 pub use import::ImportVerdict;
 pub use keep::Keep;
@@ -62,6 +65,8 @@ pub use records::{BadRecord, StateLoader};
 pub use retention::{PolicyInForce, with_defaults};
 pub use rewind::Place;
 pub use savepoint::{Savepoint, SavepointVerdict};
+pub use schema::shown_fingerprint;
+pub use scope::compare_scope;
 pub use staged::{Stage, StageVerdict, Staged};
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
@@ -135,6 +140,14 @@ impl State {
     /// The pipeline of that name.
     pub fn pipeline(&self, pipeline: &str) -> Option<&Pipeline> {
         self.pipelines.get(pipeline)
+    }
+
+    /// The same, or what a caller is told who asks for one that is not there.
+    pub fn known_pipeline(&self, pipeline: &str) -> Result<&Pipeline, Refusal> {
+        self.pipeline(pipeline).ok_or_else(|| {
+            let message = format!("there is no pipeline '{pipeline}'; 'fencepost pipelines' lists what is there");
+            Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline)
+        })
     }
 
     /// The branch of that name.

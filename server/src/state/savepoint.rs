@@ -157,10 +157,7 @@ impl State {
         self.check_cluster(request.cluster.as_ref())?;
         let DeleteSavepointRequest { pipeline: of, name, .. } = request;
         self.check_ready(of)?;
-        let pipeline = self.pipeline(of).ok_or_else(|| {
-            let message = format!("there is no pipeline '{of}'; 'fencepost pipelines' lists what is there");
-            Refusal::new(Reason::StateMissing, message).with("pipeline", of)
-        })?;
+        let pipeline = self.known_pipeline(of)?;
         let savepoint = pipeline.known_savepoint(of, name)?;
         Ok(SavepointDeleted {
             pipeline: of.clone(),

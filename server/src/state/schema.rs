@@ -1,10 +1,15 @@
 //! Schemas that the checkpoints of a pipeline may have, and which may follow which.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
+use fencepost::Reason;
 use fencepost::log::v1::SchemaDeclared;
-use fencepost::v1::Schema;
+use fencepost::v1::{DeclareSchemaRequest, Schema};
 
 use super::{Pipeline, State, entry};
+use crate::config::limits;
+use crate::error::Refusal;
 
 /// Declared schemas, in the order in which they were declared.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,6 +22,10 @@ impl Schemas {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn insert(&mut self, schema: Schema) {
@@ -35,6 +44,30 @@ impl Pipeline {
 }
 
 impl State {
+    /// Judges a declaration, its shape already checked. `None`: it was declared before.
+    pub fn evaluate_schema_declare(&self, request: &DeclareSchemaRequest) -> Result<Option<SchemaDeclared>, Refusal> {
+        self.check_cluster(request.cluster.as_ref())?;
+        let DeclareSchemaRequest { pipeline: of, schema, actor, reason, .. } = request;
+        self.check_ready(of)?;
+        let schema = schema.clone().unwrap_or_default();
+        let none = Schemas::default();
+        let schemas = self.pipeline(of).map_or(&none, |pipeline| &pipeline.schemas);
+        if let Some(known) = schemas.get(&schema.fingerprint) {
+            return if *known == schema { Ok(None) } else { Err(declared(of, known)) };
+        }
+        if !schema.successor_of.is_empty() && schemas.get(&schema.successor_of).is_none() {
+            let (value, expected) =
+                (shown_fingerprint(&schema.successor_of), format!("a schema that '{of}' has declared, or none"));
+            return Err(Refusal::field(Reason::InvalidField, "schema.successor_of", value, &expected));
+        }
+        if schemas.len() >= limits::SCHEMAS_MAX {
+            let expected = format!("at most {} schemas in '{of}', and it has as many", limits::SCHEMAS_MAX);
+            return Err(Refusal::field(Reason::TooLarge, "schema", shown_fingerprint(&schema.fingerprint), &expected));
+        }
+        let (pipeline, actor, reason) = (of.clone(), actor.clone(), reason.clone());
+        Ok(Some(SchemaDeclared { pipeline, schema: Some(schema), actor, reason }))
+    }
+
     pub(super) fn apply_schema_declared(&mut self, fact: &SchemaDeclared, is_whole: bool) -> Result<(), String> {
         let schema = fact.schema.as_ref().ok_or("it declares nothing")?;
         let schemas = &mut entry(&mut self.pipelines, &fact.pipeline).schemas;
@@ -45,4 +78,27 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What a caller is told who declares a known schema in another way.
+fn declared(of: &str, known: &Schema) -> Refusal {
+    let fingerprint = shown_fingerprint(&known.fingerprint);
+    let successor = match &known.successor_of {
+        none if none.is_empty() => "successor of none".to_owned(),
+        before => format!("successor of {}", shown_fingerprint(before)),
+    };
+    let message = format!(
+        "schema.fingerprint {fingerprint} is declared in '{of}' already, as '{}', {successor}: a declaration stands, so give another \
+         schema another fingerprint",
+        known.name
+    );
+    Refusal::new(Reason::Exists, message).with("field", "schema.fingerprint").with("value", fingerprint)
+}
+
+/// A fingerprint as people see it.
+pub fn shown_fingerprint(fingerprint: &[u8]) -> String {
+    fingerprint.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

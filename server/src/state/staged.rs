@@ -156,6 +156,12 @@ impl State {
             return Err(fault);
         }
         self.check_late(pipeline, format_args!("checkpoint"), request.checkpoint.as_ref())?;
+        if let Some(known) = self.pipeline(pipeline) {
+            let added = request.dead_letters.len();
+            let given = request.checkpoint.iter().map(|checkpoint| (name.as_str(), checkpoint, added));
+            known.check_declared(pipeline, given)?;
+            known.check_dead_letters(pipeline, added, std::iter::empty())?;
+        }
         Ok(StageVerdict::Stage(StagedFact {
             pipeline: request.pipeline,
             branch: request.branch,

@@ -1,11 +1,11 @@
-//! What people type and files hold that is parsed here: tokens, positions, reasons, names.
+//! What people type and files hold that is parsed here: tokens, positions, reasons, traces, names.
 //!
 //! What is accepted is read back from what it prints; what is not is refused in a message that can be shown.
 
-use fencepost::{Lsn, NAME_BYTES_MAX, Reason, Token};
+use fencepost::{Lsn, NAME_BYTES_MAX, Reason, Token, TraceParent};
 use fencepost_server::state::{check_name, check_pipeline};
 
-/// A refusal of a name repeats no more of it than this leaves room for.
+/// A refusal of a name or a trace repeats no more of it than this leaves room for.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// One input.
@@ -31,7 +31,24 @@ pub fn run(data: &[u8]) {
     }
     let known = Reason::ALL.iter().find(|reason| reason.as_str() == text);
     assert_eq!(text.parse().ok().as_ref(), known, "{text:?}");
+    trace(text);
     name(text);
+}
+
+fn trace(text: &str) {
+    match text.parse::<TraceParent>() {
+        Ok(parent) => {
+            let shown = parent.to_string();
+            assert_eq!(shown.parse(), Ok(parent), "{text:?}");
+            assert!(shown == text || !text.starts_with("00-"), "{text:?} became {shown}");
+        }
+        Err(message) => assert_showable(&message),
+    }
+}
+
+fn assert_showable(message: &str) {
+    assert!(message.len() <= MESSAGE_BYTES_MAX, "{} bytes of message", message.len());
+    assert!(!message.contains(char::is_control), "{message:?}");
 }
 
 fn is_name(text: &str) -> bool {
@@ -50,9 +67,7 @@ fn name(text: &str) {
     {
         assert_eq!(checked.is_ok(), expected, "{text:?}");
         if let Err(refusal) = checked {
-            let message = refusal.to_string();
-            assert!(message.len() <= MESSAGE_BYTES_MAX, "{} bytes of message", message.len());
-            assert!(!message.contains(char::is_control), "{message:?}");
+            assert_showable(&refusal.to_string());
         }
     }
 }
@@ -72,6 +87,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "281474976710655.65536",
         "18446744073709551616",
         "g1.e281474976710656",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03-more",
+        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
         "prod/orders",
         "jfk",
         "-jfk",

@@ -2,6 +2,7 @@
 //! compaction of any part of the log at any time: what is left makes the same state, and every checkpoint that must be
 //! readable is.
 
+mod letters;
 mod parallel;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,8 @@ enum Step {
         audit_facts: u64,
     },
     Generation,
+    /// What has to do with dead letters, schemas and fences.
+    Letters(letters::Step),
     /// What has to do with staged checkpoints, barriers and merges.
     Parallel(parallel::Step),
     /// Compacts the part of the log between these hundredths of it.
@@ -100,6 +103,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..12_u64, prop_oneof![Just(0), 1..30_u64], 1..30_u64)
             .prop_map(|(keep_last, keep_facts, audit_facts)| Step::Policy { keep_last, keep_facts, audit_facts }),
         1 => Just(Step::Generation),
+        8 => letters::step().prop_map(Step::Letters),
         16 => parallel::step().prop_map(Step::Parallel),
         3 => (0..100_usize, 0..=100_usize).prop_map(|(from, to)| Step::Compact { from, to }),
     ]
@@ -126,6 +130,8 @@ struct History {
     /// Ids that were used.
     ids: Vec<String>,
     generation: u64,
+    /// What the next commit has beside its checkpoints.
+    load: letters::Load,
     /// What should be staged.
     staged: BTreeMap<(String, String), parallel::Expected>,
 }
@@ -190,6 +196,7 @@ impl History {
                 self.record(Kind::GenerationStarted(started));
                 assert_eq!(self.store.state.counts().2, 0, "nobody holds anything of an earlier generation");
             }
+            Step::Letters(step) => self.take_letters(step),
             Step::Parallel(step) => self.take_parallel(step),
             Step::Compact { from, to } => self.compact(from, to),
         }
@@ -248,7 +255,8 @@ impl History {
                 ..BranchCommit::default()
             }
         });
-        let branches: Vec<BranchCommit> = branches.collect();
+        let mut branches: Vec<BranchCommit> = branches.collect();
+        std::mem::take(&mut self.load).put_on(&mut branches, &self.store.state, &pipeline);
         let request =
             CommitRequest { pipeline: pipeline.clone(), commit_id: id.to_owned(), branches, ..Default::default() };
         let digest = digest(&format!("{:?}", request.branches));
@@ -459,6 +467,7 @@ impl History {
                 assert_readable(name, head.lsn, "the head");
             }
         }
+        self.check_letters();
         self.check_staged();
         for (_, savepoint) in state.pipeline(PIPELINE).into_iter().flat_map(|pipeline| pipeline.savepoints_after("")) {
             assert_readable(&savepoint.branch, savepoint.lsn, "a savepoint");

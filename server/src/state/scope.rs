@@ -1,0 +1,43 @@
+//! What a checkpoint was made by and from, and whether whoever resumes is the same.
+
+use std::collections::BTreeMap;
+
+use fencepost::Reason;
+use fencepost::v1::{Fingerprint, ResumeRequest};
+
+use crate::error::Refusal;
+
+/// Differences that a message spells out; the others are counted, and their names are for programs.
+const SPELLED_MAX: usize = 4;
+
+/// Compares the scope that a caller gives, if it gives one, with that of the head, at this sequence. Names that the caller
+/// accepts may differ.
+pub fn compare_scope(request: &ResumeRequest, sequence: u64, head: &[Fingerprint]) -> Result<(), Refusal> {
+    let ResumeRequest { pipeline, branch, scope, accept_scope, .. } = request;
+    if scope.is_empty() {
+        return Ok(());
+    }
+    let mut both: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
+    head.iter().for_each(|it| both.entry(&it.name).or_default().0 = Some(&it.value));
+    scope.iter().for_each(|it| both.entry(&it.name).or_default().1 = Some(&it.value));
+    both.retain(|name, (head, own)| head != own && !accept_scope.iter().any(|accepted| accepted == name));
+    if both.is_empty() {
+        return Ok(());
+    }
+    let shown = |value: Option<&str>| value.map_or_else(|| "absent".to_owned(), |value| format!("'{value}'"));
+    let spelled = both.iter().take(SPELLED_MAX);
+    let spelled =
+        spelled.map(|(name, (head, own))| format!("{name} is {} there and {} here", shown(*head), shown(*own)));
+    let mut spelled = spelled.collect::<Vec<_>>().join(", ");
+    if both.len() > SPELLED_MAX {
+        spelled += &format!(", and {} more", both.len() - SPELLED_MAX);
+    }
+    let message = format!(
+        "checkpoint {sequence} of branch '{branch}' of '{pipeline}' was made in another scope: {spelled}; nobody was \
+         fenced; if the difference is meant, name it in accept_scope (--accept-scope NAME)"
+    );
+    Err(Refusal::new(Reason::ScopeMismatch, message)
+        .with("branch", branch)
+        .with("sequence", sequence)
+        .with("names", both.into_keys().collect::<Vec<_>>().join(",")))
+}
