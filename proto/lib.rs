@@ -18,7 +18,7 @@ pub use token::Token;
 pub use trace::TraceParent;
 
 /// The gRPC API, generated from `proto/fencepost/v1/`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
 pub mod v1 {
     tonic::include_proto!("fencepost.v1");
 }
@@ -26,7 +26,7 @@ pub mod v1 {
 /// What the log holds, generated from `proto/fencepost/log/v1/`.
 pub mod log {
     /// Version 1 of the facts.
-    #[allow(missing_docs, clippy::pedantic)]
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
     pub mod v1 {
         tonic::include_proto!("fencepost.log.v1");
     }

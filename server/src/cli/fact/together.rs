@@ -47,7 +47,7 @@ impl Told for BarrierArrived {
 
 impl Told for BarrierAborted {
     fn words(&self) -> String {
-        let missing = match self.missing.join(", ") {
+        let missing = match missing(self).join(", ") {
             names if names.is_empty() => names,
             names => format!(", {names} missing"),
         };
@@ -58,10 +58,16 @@ impl Told for BarrierAborted {
     fn json(&self) -> Value {
         json!({
             "pipeline": self.pipeline, "barrier": name(self.barrier.as_ref()),
-            "opened_lsn": opened_lsn(self.barrier.as_ref()), "missing": self.missing, "actor": self.actor,
+            "opened_lsn": opened_lsn(self.barrier.as_ref()), "missing": missing(self), "actor": self.actor,
             "reason": self.reason,
         })
     }
+}
+
+/// Who had not arrived.
+fn missing(aborted: &BarrierAborted) -> Vec<&str> {
+    let missing = aborted.participants.iter().filter(|participant| participant.staged_lsn == 0);
+    missing.map(|participant| &*participant.branch).collect()
 }
 
 impl Told for GroupFenced {
@@ -82,6 +88,8 @@ impl Told for GroupFenced {
 #[cfg(test)]
 mod tests {
     use fencepost::log::v1::fact::Kind;
+
+    use fencepost::log::v1::AbortedParticipant;
 
     use super::super::said;
     use super::*;
@@ -118,7 +126,7 @@ mod tests {
             pipeline: "prod/orders".into(),
             barrier,
             reason: "the deadline passed".into(),
-            missing: vec!["lhr".into()],
+            participants: vec![AbortedParticipant { branch: "lhr".into(), ..Default::default() }],
             ..Default::default()
         };
         let (line, json) = said(Kind::BarrierAborted(aborted));
