@@ -20,7 +20,7 @@ use crate::support::{
     ORDERS, PATIENCE, Store, checkpoint, commit, commit_staged, lease, refusal, refused_field, rewind, stage,
 };
 
-fn open(name: &str, participants: &[&str]) -> OpenBarrierRequest {
+pub(crate) fn open(name: &str, participants: &[&str]) -> OpenBarrierRequest {
     OpenBarrierRequest {
         pipeline: ORDERS.to_owned(),
         name: name.to_owned(),
@@ -31,7 +31,7 @@ fn open(name: &str, participants: &[&str]) -> OpenBarrierRequest {
     }
 }
 
-fn arrive(barrier: &str, branch: &str, token: u64, stage_id: &str) -> ArriveRequest {
+pub(crate) fn arrive(barrier: &str, branch: &str, token: u64, stage_id: &str) -> ArriveRequest {
     ArriveRequest {
         pipeline: ORDERS.to_owned(),
         barrier: barrier.to_owned(),
@@ -42,7 +42,7 @@ fn arrive(barrier: &str, branch: &str, token: u64, stage_id: &str) -> ArriveRequ
     }
 }
 
-fn abort(name: &str) -> AbortBarrierRequest {
+pub(crate) fn abort(name: &str) -> AbortBarrierRequest {
     AbortBarrierRequest {
         pipeline: ORDERS.to_owned(),
         name: name.to_owned(),
@@ -52,20 +52,20 @@ fn abort(name: &str) -> AbortBarrierRequest {
     }
 }
 
-async fn try_open(store: &Store, request: OpenBarrierRequest) -> Result<Barrier, Status> {
+pub(crate) async fn try_open(store: &Store, request: OpenBarrierRequest) -> Result<Barrier, Status> {
     Ok(store.barriers().open_barrier(request).await?.into_inner().barrier.unwrap())
 }
 
-async fn try_arrive(store: &Store, request: ArriveRequest) -> Result<Barrier, Status> {
+pub(crate) async fn try_arrive(store: &Store, request: ArriveRequest) -> Result<Barrier, Status> {
     Ok(store.barriers().arrive(request).await?.into_inner().barrier.unwrap())
 }
 
-async fn try_abort(store: &Store, request: AbortBarrierRequest) -> Result<Barrier, Status> {
+pub(crate) async fn try_abort(store: &Store, request: AbortBarrierRequest) -> Result<Barrier, Status> {
     Ok(store.barriers().abort_barrier(request).await?.into_inner().barrier.unwrap())
 }
 
 /// Stages the next checkpoint of a branch, which the token is of, and arrives with it.
-async fn stage_and_arrive(store: &Store, barrier: &str, branch: &str, token: u64) -> Barrier {
+pub(crate) async fn stage_and_arrive(store: &Store, barrier: &str, branch: &str, token: u64) -> Barrier {
     let stage_id = format!("{barrier}-{branch}");
     let sequence = store.head(branch).await + 1;
     store.stage(stage(branch, token, sequence, &stage_id)).await.unwrap();

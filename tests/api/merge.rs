@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// A merge of these checkpoints into the next one of branch `day`.
-fn merge(token: u64, sequence: u64, inputs: &[(&str, u64)]) -> MergeRequest {
+pub(crate) fn merge(token: u64, sequence: u64, inputs: &[(&str, u64)]) -> MergeRequest {
     let inputs = inputs.iter().map(|(branch, sequence)| MergeInput {
         branch: (*branch).to_owned(),
         sequence: *sequence,
@@ -40,12 +40,12 @@ fn merge(token: u64, sequence: u64, inputs: &[(&str, u64)]) -> MergeRequest {
 }
 
 /// The same with another output.
-fn with_output(digest: &'static [u8], mut request: MergeRequest) -> MergeRequest {
+pub(crate) fn with_output(digest: &'static [u8], mut request: MergeRequest) -> MergeRequest {
     request.merge.as_mut().unwrap().output_digest = Bytes::from_static(digest);
     request
 }
 
-async fn try_merge(store: &Store, request: MergeRequest) -> Result<MergeResponse, Status> {
+pub(crate) async fn try_merge(store: &Store, request: MergeRequest) -> Result<MergeResponse, Status> {
     Ok(store.barriers().merge(request).await?.into_inner())
 }
 
