@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef, ResumeRequest};
 use fencepost::{LogIndex, Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::oneshot;
 
+use super::health::Health;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
@@ -19,7 +20,9 @@ use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{
+    Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State, compare_scope,
+};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -55,7 +58,7 @@ impl Core {
     pub(super) fn new(state: State, index: Index, last_index: LogIndex, clock: Clock, counters: Arc<Counters>) -> Core {
         let leases = LeaseClock::new(clock.now(), state.grants().map(|grant| grant.token), state.counts().2);
         Core {
-            view: View { state, index, leases },
+            view: View { state, index, leases, health: Health::default() },
             waiters: Waiters::default(),
             waiters_due: clock.now(),
             clock,
@@ -156,6 +159,7 @@ impl Core {
             Ok(_) => {}
             Err(refusal) => {
                 self.counters.refusal(refusal.reason);
+                self.view.health.refused_commit(&self.view.state, refusal);
                 reply.poison_session();
             }
         }
@@ -163,6 +167,7 @@ impl Core {
     }
 
     fn judge_commit(&mut self, commit: Commit) -> Result<CommitDone, Refusal> {
+        self.view.health.asks(&commit.request);
         match self.view.state.evaluate_commit(commit, self.clock.wall_ms())? {
             CommitVerdict::AlreadyApplied(lsn) => Ok(CommitDone { lsn, already: true, seen: self.seen() }),
             CommitVerdict::Apply(committed) => {
@@ -182,24 +187,46 @@ impl Core {
             let arrived = waiter.readable.arrived.unwrap_or_else(|| self.seen());
             waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
-            if let Some(head) = self.unread(&waiter) {
-                let state = &self.view.state;
-                let is_meant = state.check_cluster(request.cluster.as_ref()).and(state.check_ready(&request.pipeline));
-                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { head, arrived }));
+            match self.check_head(&waiter) {
+                Ok(None) => {}
+                Ok(Some(head)) => return self.answer(waiter.reply, Ok(Resumed::ReadFirst { head, arrived })),
+                Err(refusal) => return self.answer_resume(waiter, Err(refusal)),
             }
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
     }
 
+    /// Compares the scope of a request that came just now with that of the head. If the head has to be read first it is
+    /// answered.
+    fn check_head(&self, waiter: &Waiter) -> Result<Option<Lsn>, Refusal> {
+        let (state, request) = (&self.view.state, &waiter.resume.request);
+        state.check_cluster(request.cluster.as_ref())?;
+        state.check_ready(&request.pipeline)?;
+        let unread = self.unread(waiter);
+        let head = state.branch(&request.pipeline, &request.branch).and_then(Branch::head);
+        if let (None, Some(head)) = (unread, head) {
+            compare_scope(request, head.sequence, &waiter.readable.scope)?;
+        }
+        Ok(unread)
+    }
+
+    fn answer_resume(&mut self, waiter: Waiter, result: Result<Resumed, Refusal>) {
+        if let Err(refusal) = &result {
+            let ResumeRequest { pipeline, branch, .. } = &waiter.resume.request;
+            self.view.health.refused(&self.view.state, pipeline, branch, refusal.reason);
+        }
+        self.answer(waiter.reply, result);
+    }
+
     /// The head, if it has to be read before the branch can be granted.
     fn unread(&self, waiter: &Waiter) -> Option<Lsn> {
         let request = &waiter.resume.request;
         let head = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::head)?;
-        let Readable { after, at, .. } = waiter.readable;
+        let Readable { after, at, .. } = &waiter.readable;
         // A scope has to be compared with what the head says, however new it is.
-        let is_new = request.scope.is_empty() && head.lsn.index() > after;
-        (!is_new && head.lsn != at).then_some(head.lsn)
+        let is_new = request.scope.is_empty() && head.lsn.index() > *after;
+        (!is_new && head.lsn != *at).then_some(head.lsn)
     }
 
     /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
@@ -244,7 +271,7 @@ impl Core {
             }),
             Err(refusal) => Err(refusal),
         };
-        self.answer(waiter.reply, result);
+        self.answer_resume(waiter, result);
     }
 
     fn granted(&self, resume: &Resume, token: Token) -> Resumed {
@@ -328,6 +355,10 @@ impl Core {
         let lsn = Lsn::new(self.last_index.next(), ordinal);
         self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
         self.view.index.feed(lsn, &fact);
+        if let Some(kind) = &fact.kind {
+            self.counters.fact(kind);
+            self.view.health.note(kind, || self.clock.now());
+        }
         let encode = |buffer: &mut BytesMut| fact.encode(buffer).expect("a growing buffer has room for every fact");
         self.batch.entry.push_with(fact.encoded_len(), encode);
         lsn

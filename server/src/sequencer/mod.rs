@@ -14,6 +14,7 @@
 
 mod core;
 mod driver;
+mod health;
 mod lease_clock;
 mod outbox;
 mod reply;
@@ -27,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{BranchHealth, ClusterRef, Fingerprint, Header, KeepAliveRequest, LeaseRef};
 use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -36,6 +37,7 @@ pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
 use self::core::Core;
 use self::driver::{Driver, refuse};
+use self::health::Health;
 use self::lease_clock::LeaseClock;
 use self::outbox::Outbox;
 use self::reply::{Answer, Budget};
@@ -76,9 +78,15 @@ pub struct View {
     /// Where old checkpoints are.
     pub index: Index,
     leases: LeaseClock,
+    health: Health,
 }
 
 impl View {
+    /// What was measured of the branch since the server started, if anything.
+    pub fn health(&self, pipeline: &str, branch: &str) -> Option<&BranchHealth> {
+        self.health.of(pipeline, branch)
+    }
+
     /// For how long nothing was heard from the holder of this token.
     pub fn silent(&self, token: Token) -> Duration {
         self.leases.silent(token)
@@ -102,12 +110,14 @@ pub struct Granted {
 
 /// Heads that can be read. A branch is granted only at one of these: otherwise whoever has it would be fenced by somebody
 /// who cannot begin.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Readable {
     /// All that were made after this entry; but none of them if the request has a scope.
     pub after: LogIndex,
-    /// And the one that this fact made, which was read, and its scope compared.
+    /// And the one that this fact made, which was read.
     pub at: Lsn,
+    /// What that one says of its scope.
+    pub scope: Vec<Fingerprint>,
     /// As in [`Resumed::ReadFirst`], if the branch was asked for before.
     pub arrived: Option<Lsn>,
 }

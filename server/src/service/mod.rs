@@ -21,6 +21,7 @@ mod shape;
 mod status;
 mod store_status;
 mod tail;
+mod trace;
 mod transfer;
 
 use std::sync::Arc;
