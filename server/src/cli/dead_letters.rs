@@ -6,7 +6,7 @@ use fencepost_client::{Client, DeadLetterId, StoredDeadLetter};
 use super::actor::Actor;
 use super::error::CliError;
 use super::exit;
-use super::output::{Cell, Output, UNREADABLE, write_raw};
+use super::output::{Cell, Output, UNREADABLE, readable, write_raw};
 use super::traceparent;
 
 /// Look at records that a pipeline could not process, and give them up.
@@ -115,7 +115,7 @@ fn row(letter: &StoredDeadLetter) -> Vec<Cell> {
         Cell::count(letter.sequence()),
         Cell::time(letter.at_ms()),
         Cell::maybe(letter.reason()),
-        known(Cell::opaque(letter.position()), false),
+        known(Cell::maybe(&readable(letter.position())), false),
         known(Cell::bytes(letter.payload_bytes()), true),
         Cell::maybe(&letter.traceparent().map(traceparent::id).unwrap_or_default()),
         Cell::maybe(letter.unreadable().unwrap_or_default()),
@@ -146,9 +146,9 @@ impl Show {
             ("sequence", Cell::count(letter.sequence())),
             ("at", Cell::time(letter.at_ms())),
             ("reason", Cell::text(letter.reason())),
-            ("position", Cell::opaque(letter.position())),
+            ("position", Cell::maybe(&readable(letter.position()))),
             ("traceparent", Cell::maybe(&letter.traceparent().map(|it| it.to_string()).unwrap_or_default())),
-            ("payload_bytes", Cell::bytes(letter.payload_bytes())),
+            ("size_bytes", Cell::bytes(letter.payload_bytes())),
             ("payload", Cell::opaque(letter.payload())),
         ])
     }

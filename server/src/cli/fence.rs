@@ -54,15 +54,48 @@ impl Fence {
     }
 }
 
+/// How many holders a person is shown before the fence.
+const HOLDERS_SHOWN_MAX: usize = 20;
+
 fn plan(pipeline: &str, branches: &[BranchInfo]) -> String {
-    let held = branches.iter().filter_map(|branch| Some((branch, branch.lease.as_ref()?)));
-    let holders: Vec<_> = held.map(|(branch, lease)| format!("'{}' holds '{}'", lease.holder, branch.branch)).collect();
     let count = match branches.len() {
         1 => "1 branch".to_owned(),
         many => format!("{many} branches"),
     };
-    match holders.join(", ") {
-        nobody if nobody.is_empty() => format!("{pipeline}: {count}; nobody holds any of them"),
-        holders => format!("{pipeline}: {count}; {holders}, and is fenced"),
+    let held: Vec<_> = branches.iter().filter_map(|branch| Some((&branch.branch, branch.lease.as_ref()?))).collect();
+    let mut lines = vec![format!("{pipeline}: {count}, {} of them held", held.len())];
+    lines.extend(
+        held.iter()
+            .take(HOLDERS_SHOWN_MAX)
+            .map(|(branch, lease)| format!("'{}' holds '{branch}' and is fenced", lease.holder)),
+    );
+    if held.len() > HOLDERS_SHOWN_MAX {
+        lines.push(format!("and so are {} more", held.len() - HOLDERS_SHOWN_MAX));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use fencepost_client::LeaseInfo;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_names_whom_it_stops_but_not_a_thousand() {
+        let branch = |i: usize, is_held: bool| BranchInfo {
+            branch: format!("b{i}"),
+            lease: is_held.then(|| LeaseInfo { holder: format!("loader-{i}"), ..Default::default() }),
+            ..Default::default()
+        };
+        let few: Vec<_> = (0..2).map(|i| branch(i, i == 1)).collect();
+        assert_eq!(
+            plan("prod/orders", &few),
+            "prod/orders: 2 branches, 1 of them held\n'loader-1' holds 'b1' and is fenced"
+        );
+        let many: Vec<_> = (0..1_000).map(|i| branch(i, true)).collect();
+        let words = plan("prod/orders", &many);
+        assert_eq!(words.lines().count(), 22);
+        assert!(words.ends_with("'loader-19' holds 'b19' and is fenced\nand so are 980 more"), "{words}");
     }
 }
