@@ -229,10 +229,14 @@ fn arrived(barrier: &Barrier) -> Cell {
     Cell::text(format!("{arrived} of {all}")).with_value(json!({ "count": arrived, "of": all }))
 }
 
-/// Who has not arrived, and whom to ask about it.
+/// Who has not arrived, and while it matters whom to ask about it.
 fn missing(barrier: &Barrier, leases: &Leases) -> Cell {
     let missing: Vec<_> = barrier.participants.iter().filter(|it| !it.arrived).collect();
-    let words = missing.iter().map(|it| missing_words(it, leases.get(&it.branch))).collect::<Vec<_>>();
+    let words = missing.iter().map(|it| match barrier.state() {
+        State::Open => missing_words(it, leases.get(&it.branch)),
+        _ => it.branch.clone(),
+    });
+    let words = words.collect::<Vec<_>>();
     let values = missing.iter().map(|it| missing_json(it, leases.get(&it.branch))).collect::<Vec<_>>();
     Cell::maybe(&words.join(", ")).with_value(Value::Array(values))
 }
@@ -298,7 +302,7 @@ mod tests {
             participant("lhr", false, "loader-4"),
             participant("sfo", false, ""),
         ];
-        let barrier = Barrier { participants, ..Default::default() };
+        let mut barrier = Barrier { participants, state: State::Open.into(), ..Default::default() };
         let lease = |holder: &str, remaining_ms| LeaseInfo {
             holder: holder.into(),
             ttl_ms: 30_000,
@@ -307,9 +311,9 @@ mod tests {
         };
         let leases = [("jfk", lease("loader-2", 28_000)), ("lga", lease("loader-3", 0))];
         let leases = leases.map(|(branch, lease)| (branch.to_owned(), lease)).into();
-        let missing = missing(&barrier, &leases);
+        let missed = missing(&barrier, &leases);
         assert_eq!(
-            missing.text,
+            missed.text,
             "jfk (loader-2, silent for 2000 ms), lga (loader-3, silent for at least 30.0 s), \
              lhr (nobody holds it, loader-4 did), sfo (nobody ever held it)"
         );
@@ -319,8 +323,10 @@ mod tests {
             { "branch": "lhr", "holder": "loader-4", "silent_ms": null, "ttl_ms": null },
             { "branch": "sfo", "holder": null, "silent_ms": null, "ttl_ms": null },
         ]);
-        assert_eq!(missing.value, expected);
+        assert_eq!(missed.value, expected);
         assert_eq!(arrived(&barrier).text, "1 of 5");
+        barrier.set_state(State::Aborted);
+        assert_eq!(missing(&barrier, &Leases::new()).text, "jfk, lga, lhr, sfo");
     }
 
     #[test]

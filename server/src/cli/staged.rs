@@ -4,7 +4,6 @@ use clap::{Args, Subcommand};
 use fencepost::v1::{BranchInfo, StagedCheckpoint};
 use fencepost_client::{Client, Resume};
 
-use super::actor::because;
 use super::confirm::Confirm;
 use super::error::CliError;
 use super::exit;
@@ -105,15 +104,14 @@ impl Discard {
     async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
         let Discard { pipeline, branch: name, reason, confirm, holder } = self;
         let branch = client.pipeline(&pipeline).branch(&name);
-        let Some(staged) = find_branch(client, &branch).await?.staged else {
-            return Err(nothing(&pipeline, &name));
-        };
-        confirm.ask("discard it", &plan(&pipeline, &name, &staged))?;
-        let resume = Resume::new(holder).no_wait().start_fresh().soft().reason(format!(
-            "discards '{}'{}",
-            staged.stage_id,
-            because(&reason)
-        ));
+        let now = find_branch(client, &branch).await?;
+        let Some(staged) = now.staged else { return Err(nothing(&pipeline, &name)) };
+        if let Some(lease) = now.lease.filter(|lease| lease.remaining_ms > 0) {
+            return Err(held(&pipeline, &name, &lease.holder));
+        }
+        confirm.ask("discard", &plan(&pipeline, &name, &staged))?;
+        let resume = Resume::new(holder).no_wait().start_fresh().soft();
+        let resume = resume.reason(format!("to discard '{}'", staged.stage_id));
         let worker = branch.resume(resume).await?;
         let found = worker.staged();
         let result = match &found {
@@ -147,6 +145,14 @@ fn plan(pipeline: &str, branch: &str, staged: &StagedCheckpoint) -> String {
         time(*staged_at_ms),
         sequence.saturating_sub(1)
     )
+}
+
+fn held(pipeline: &str, branch: &str, holder: &str) -> CliError {
+    let message = format!(
+        "'{holder}' holds branch '{branch}' of '{pipeline}', so what is staged there is its business: stop it, or take the \
+         branch from it first ('fencepost lease force {pipeline} {branch} --reason WHY'); nothing was discarded"
+    );
+    CliError::new(exit::TRY_LATER, message)
 }
 
 fn nothing(pipeline: &str, branch: &str) -> CliError {
