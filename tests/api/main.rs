@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod audit;
+mod barrier;
 mod catalogue;
 mod checkpoint;
 mod cluster;
@@ -18,6 +19,7 @@ mod fork;
 mod hostile;
 mod lease;
 mod limits;
+mod merge;
 mod policy;
 mod questions;
 mod resolve;
@@ -26,6 +28,7 @@ mod row_counts;
 mod savepoint;
 mod schema;
 mod scope;
+mod staged;
 mod stream;
 mod support;
 mod tail;

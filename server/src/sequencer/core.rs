@@ -5,15 +5,16 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{ClusterRef, KeepAliveRequest, LeaseRef, ResumeRequest};
 use fencepost::{LogIndex, Lsn, Reason, Token};
 use prost::Message as _;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use super::barriers::may_change;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, Unread, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
@@ -31,6 +32,8 @@ pub(super) struct Core {
     waiters_due: Monotonic,
     clock: Clock,
     counters: Arc<Counters>,
+    /// Bumped whenever a barrier may have changed.
+    barriers: watch::Sender<u64>,
     /// The newest entry that was begun.
     last_index: LogIndex,
     batch: Batch,
@@ -60,6 +63,7 @@ impl Core {
             waiters_due: clock.now(),
             clock,
             counters,
+            barriers: watch::Sender::new(0),
             last_index,
             batch: Batch::new(last_index.next()),
             no_space: None,
@@ -69,7 +73,22 @@ impl Core {
 
     /// Whether the sequencer has to look at the clock although nobody asks.
     pub(super) fn needs_ticks(&self) -> bool {
-        !self.view.leases.is_idle() || !self.waiters.is_empty()
+        !self.view.leases.is_idle() || !self.waiters.is_empty() || self.view.state.has_deadlines()
+    }
+
+    /// Changes whenever a barrier may have changed.
+    pub(super) fn barriers(&self) -> watch::Receiver<u64> {
+        self.barriers.subscribe()
+    }
+
+    /// Whether a barrier has to be given up because its deadline has passed.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.view.state.overdue_barrier(self.clock.wall_ms()).is_some()
+    }
+
+    /// Whether there was room for what was decided last.
+    pub(super) fn has_space(&self) -> bool {
+        self.no_space.is_none()
     }
 
     /// Whether the batch has to be written before more is decided.
@@ -108,6 +127,7 @@ impl Core {
             }
             Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
             Work::Decide { decide, .. } => decide(Some(self)),
+            Work::Overdue => self.give_up_overdue(),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }
@@ -182,24 +202,29 @@ impl Core {
             let arrived = waiter.readable.arrived.unwrap_or_else(|| self.seen());
             waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
-            if let Some(head) = self.unread(&waiter) {
+            if let Some(unread) = self.unread(&waiter) {
                 let state = &self.view.state;
                 let is_meant = state.check_cluster(request.cluster.as_ref()).and(state.check_ready(&request.pipeline));
-                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { head, arrived }));
+                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { unread, arrived }));
             }
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
     }
 
-    /// The head, if it has to be read before the branch can be granted.
-    fn unread(&self, waiter: &Waiter) -> Option<Lsn> {
+    /// What has to be read before the branch can be granted.
+    fn unread(&self, waiter: &Waiter) -> Option<Unread> {
         let request = &waiter.resume.request;
-        let head = self.view.state.branch(&request.pipeline, &request.branch).and_then(Branch::head)?;
-        let Readable { after, at, .. } = waiter.readable;
-        // A scope has to be compared with what the head says, however new it is.
-        let is_new = request.scope.is_empty() && head.lsn.index() > after;
-        (!is_new && head.lsn != at).then_some(head.lsn)
+        let branch = self.view.state.branch(&request.pipeline, &request.branch)?;
+        let Readable { after, at, staged: staged_at, .. } = waiter.readable;
+        let head = branch.head().map(|head| head.lsn).filter(|head| {
+            // A scope has to be compared with what the head says, however new it is.
+            let is_new = request.scope.is_empty() && head.index() > after;
+            !is_new && *head != at
+        });
+        let staged = branch.staged().map(|staged| staged.lsn);
+        let staged = staged.filter(|staged| staged.index() <= after && *staged != staged_at);
+        head.map(Unread::Head).or(staged.map(Unread::Staged))
     }
 
     /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
@@ -230,8 +255,8 @@ impl Core {
                 Ok(self.granted(&waiter.resume, token))
             }
             Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
-                if let Some(head) = self.unread(&waiter) {
-                    return Resumed::ReadFirst { head, arrived };
+                if let Some(unread) = self.unread(&waiter) {
+                    return Resumed::ReadFirst { unread, arrived };
                 }
                 let token = Token::from_u64(granted.token);
                 if let Some(present) = present {
@@ -248,13 +273,20 @@ impl Core {
     }
 
     fn granted(&self, resume: &Resume, token: Token) -> Resumed {
-        let branch = self.view.state.branch(&resume.request.pipeline, &resume.request.branch);
+        let ResumeRequest { pipeline: of, branch: name, .. } = &resume.request;
+        let branch = self.view.state.branch(of, name);
         let grant = branch.and_then(Branch::lease);
+        let pipeline = self.view.state.pipeline(of);
+        let awaited = pipeline
+            .into_iter()
+            .flat_map(|it| it.barriers_of(name).map(|(name, open)| it.told_barrier(of, name, open)));
         Resumed::Granted(Granted {
             token,
             ttl: grant.map(Grant::ttl).unwrap_or_default(),
             lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
             head: branch.and_then(Branch::head),
+            staged: branch.and_then(Branch::staged).cloned(),
+            barriers: awaited.collect(),
             seen: self.seen(),
         })
     }
@@ -285,18 +317,34 @@ impl Core {
         Ok(Released { seen: self.seen() })
     }
 
-    /// Decides something rare, and answers.
+    /// Decides something rare, and answers. If a fact comes of it the holder, if there is one, is there.
     pub(super) fn decide_rare<T: Send + 'static>(
         &mut self,
+        holder: Option<Token>,
         decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal>,
         reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
     ) {
         let decision = decide(&self.view.state, self.clock.wall_ms());
         let result = decision.and_then(|Decision { fact, answer }| {
+            let is_commit = matches!(fact, Some(Kind::Committed(_)));
             let lsn = fact.map(|kind| self.check_space().map(|()| self.record_rare(kind))).transpose()?;
+            if is_commit {
+                self.counters.commit();
+            }
             Ok(Decided { answer, lsn, seen: self.seen() })
         });
+        if let (Some(holder), Ok(Decided { lsn: Some(_), .. })) = (holder, &result) {
+            self.view.leases.hear(holder);
+        }
         self.answer(reply, result);
+    }
+
+    /// Time may do this, because an abort moves no head.
+    fn give_up_overdue(&mut self) {
+        let overdue = self.view.state.evaluate_overdue(self.clock.wall_ms());
+        if let Some(aborted) = overdue.filter(|_| self.has_space()) {
+            self.record(Kind::BarrierAborted(aborted));
+        }
     }
 
     /// A rewind, and a fence of a pipeline, end leases, so those who wait for the branches have waited enough.
@@ -326,6 +374,9 @@ impl Core {
         let fact = Fact { at_ms: self.clock.wall_ms(), kind: Some(kind) };
         let ordinal = u16::try_from(self.batch.entry.fact_count()).expect("a full batch is closed before it overflows");
         let lsn = Lsn::new(self.last_index.next(), ordinal);
+        if may_change(&self.view.state, &fact) {
+            self.barriers.send_modify(|changes| *changes += 1);
+        }
         self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
         self.view.index.feed(lsn, &fact);
         let encode = |buffer: &mut BytesMut| fact.encode(buffer).expect("a growing buffer has room for every fact");

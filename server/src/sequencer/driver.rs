@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::core::{Core, shutting_down};
 use super::outbox::{Outbox, log_failed};
-use super::{GRANT_BYTES_MAX, SequencerConfig, Work, lease_clock};
+use super::{BARRIER_BYTES_MAX, GRANT_BYTES_MAX, SequencerConfig, Work, lease_clock};
 use crate::error::Refusal;
 use crate::log::{Log, LogError, Room};
 
@@ -46,6 +46,13 @@ impl Driver {
             // Whoever said in time that it is there must not lose its branch to somebody else in the queue.
             while let Ok(keepalive) = self.keepalives.try_recv() {
                 self.decide(keepalive, 0);
+            }
+            // What comes too late must not find the barrier still open.
+            while self.core.is_overdue() {
+                self.decide(Work::Overdue, BARRIER_BYTES_MAX);
+                if !self.core.has_space() {
+                    break;
+                }
             }
             for (work, bytes) in drained {
                 stopping |= matches!(work, Work::Stop);
@@ -138,7 +145,7 @@ pub(super) fn refuse(work: Work) {
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Decide { decide, .. } => decide(None),
-        Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => {}
+        Work::Read(_) | Work::Forget(..) | Work::Overdue | Work::Nudge | Work::Hurry | Work::Stop => {}
     }
 }
 

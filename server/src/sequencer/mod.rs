@@ -12,8 +12,10 @@
 //!
 //! It knows no gRPC and touches no file.
 
+mod barriers;
 mod core;
 mod driver;
+mod granted;
 mod lease_clock;
 mod outbox;
 mod reply;
@@ -32,6 +34,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+pub use granted::{Granted, Readable, Resumed, Unread};
 pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
 use self::core::Core;
@@ -45,7 +48,7 @@ use crate::error::Refusal;
 use crate::index::{Forgotten, Index};
 use crate::log::Log;
 use crate::metrics::Counters;
-use crate::state::{Commit, Head, Resume, State};
+use crate::state::{Commit, Resume, State};
 
 /// What a fact about a commit, in its frame, may have beyond the request: digest, time, number, framing; and for each
 /// branch the oldest sequence that it keeps.
@@ -54,6 +57,9 @@ const BRANCH_EXTRA_BYTES: usize = 48;
 
 /// A release or another decision, and the grant that it makes possible, in their frames: names, ids and a reason, all bounded.
 const GRANT_BYTES_MAX: usize = 8192;
+
+/// The end of a barrier: 128 branches by their names, holders and places, and a reason.
+pub const BARRIER_BYTES_MAX: usize = 64 << 10;
 
 /// Commits that are decided without looking at the size of the entry in between.
 const COMMITS_TOGETHER_MAX: usize = 256;
@@ -83,47 +89,6 @@ impl View {
     pub fn silent(&self, token: Token) -> Duration {
         self.leases.silent(token)
     }
-}
-
-/// A branch was granted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Granted {
-    /// The fencing token.
-    pub token: Token,
-    /// How long the holder may be silent.
-    pub ttl: Duration,
-    /// The resume point.
-    pub head: Option<Head>,
-    /// Where the grant is in the log. It says who had the branch before.
-    pub lsn: Lsn,
-    /// The newest fact when the answer was decided.
-    pub seen: Lsn,
-}
-
-/// Heads that can be read. A branch is granted only at one of these: otherwise whoever has it would be fenced by somebody
-/// who cannot begin.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Readable {
-    /// All that were made after this entry; but none of them if the request has a scope.
-    pub after: LogIndex,
-    /// And the one that this fact made, which was read, and its scope compared.
-    pub at: Lsn,
-    /// As in [`Resumed::ReadFirst`], if the branch was asked for before.
-    pub arrived: Option<Lsn>,
-}
-
-/// What becomes of a request for a branch, if it is not refused.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Resumed {
-    /// The branch is the caller's.
-    Granted(Granted),
-    /// Nothing was decided: the head has to be read first. The caller then asks again.
-    ReadFirst {
-        /// The fact that made it.
-        head: Lsn,
-        /// The newest fact when the branch was asked for first. Grants since then went to rivals.
-        arrived: Lsn,
-    },
 }
 
 /// Leases were kept alive, each for its TTL, or are lost.
@@ -206,6 +171,8 @@ enum Work {
         bytes: usize,
         decide: DecideWork,
     },
+    /// Give up the barrier whose deadline passed first.
+    Overdue,
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -221,6 +188,7 @@ impl Work {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
             Work::Decide { bytes, .. } => bytes + GRANT_BYTES_MAX,
+            Work::Overdue => BARRIER_BYTES_MAX,
             Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
@@ -242,6 +210,7 @@ struct Shared {
     counters: Arc<Counters>,
     clock: Clock,
     failed: watch::Receiver<Option<Refusal>>,
+    barriers: watch::Receiver<u64>,
 }
 
 /// The sequencer's thread. Dropping it does not stop it; [`SequencerThread::stop`] does.
@@ -275,26 +244,22 @@ impl Sequencer {
         let (keepalives, kept) = channel();
         let (failed_sender, failed) = watch::channel(None);
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared {
-            cluster_id: state.cluster_id().to_owned(),
-            generation: state.generation(),
-            budget: Budget::new(config.in_flight_bytes_max),
-            counters: Arc::clone(&counters),
-            clock: clock.clone(),
-            failed,
-        });
         let last_index = log.last_index();
+        let (cluster_id, generation) = (state.cluster_id().to_owned(), state.generation());
+        let core = Core::new(state, index, last_index, clock.clone(), Arc::clone(&counters));
+        let shared = Arc::new(Shared {
+            cluster_id,
+            generation,
+            budget: Budget::new(config.in_flight_bytes_max),
+            counters,
+            clock,
+            failed,
+            barriers: core.barriers(),
+        });
         let (outbox, ready) = Outbox::new(last_index);
         tokio::spawn(outbox::deliver(ready));
-        let driver = Driver {
-            core: Core::new(state, index, last_index, clock, counters),
-            outbox: Arc::new(outbox),
-            log,
-            config,
-            requests,
-            keepalives: kept,
-            failed: failed_sender,
-        };
+        let driver =
+            Driver { core, outbox: Arc::new(outbox), log, config, requests, keepalives: kept, failed: failed_sender };
         let thread = std::thread::Builder::new().name("sequencer".to_owned()).spawn(move || driver.run())?;
         Ok((Sequencer { queue: queue.clone(), keepalives, shared }, SequencerThread { queue, thread }))
     }
@@ -312,6 +277,11 @@ impl Sequencer {
     /// Changes when the log fails; the server can then do nothing but stop.
     pub fn failed(&self) -> watch::Receiver<Option<Refusal>> {
         self.shared.failed.clone()
+    }
+
+    /// Changes whenever a barrier may have changed: what it is then, a read tells.
+    pub fn barriers(&self) -> watch::Receiver<u64> {
+        self.shared.barriers.clone()
     }
 
     /// Room for a request of this size; held until its answer is sent.
@@ -389,9 +359,23 @@ impl Sequencer {
         T: Send + 'static,
         D: FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
     {
+        self.decide_as(None, bytes, decide)
+    }
+
+    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard.
+    pub fn decide_as<T, D>(
+        &self,
+        holder: Option<Token>,
+        bytes: usize,
+        decide: D,
+    ) -> impl Future<Output = Result<Decided<T>, Refusal>> + use<T, D>
+    where
+        T: Send + 'static,
+        D: FnOnce(&State, u64) -> Result<Decision<T>, Refusal> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let decide: DecideWork = Box::new(move |core| match core {
-            Some(core) => core.decide_rare(decide, reply),
+            Some(core) => core.decide_rare(holder, decide, reply),
             // A caller that is gone does not hear it.
             None => drop(reply.send(Err(core::shutting_down()))),
         });

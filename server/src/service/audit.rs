@@ -6,7 +6,8 @@ use fencepost::v1::audit_record::Action;
 use fencepost::v1::{AuditRecord, DeadLetterId, Policy, Schema, Takeover};
 use fencepost::{Lsn, Token};
 
-use crate::state::{shown_fingerprint, with_defaults};
+use super::barrier::missing;
+use crate::state::{named, shown_fingerprint, with_defaults};
 
 /// The fact as a record; `None` of one that is not listed.
 pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
@@ -64,6 +65,24 @@ pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
             let kept = Lsn::from_u64(started.kept_lsn);
             record.detail = format!("generation {}; the last fact before it is at LSN {kept}", started.generation);
             (record.actor, record.reason) = (started.actor, started.reason);
+        }
+        Kind::StagedDiscarded(discarded) => {
+            record.set_action(Action::StagedDiscarded);
+            record.detail = format!("'{}', staged at LSN {}", discarded.stage_id, Lsn::from_u64(discarded.staged_lsn));
+            record.token = discarded.token;
+            (record.branch, record.reason) = (discarded.branch, discarded.reason);
+        }
+        Kind::BarrierOpened(opened) => {
+            record.set_action(Action::BarrierOpened);
+            let participants = named(opened.participants.iter().map(String::as_str));
+            record.detail = format!("barrier '{}' of {participants}", opened.name);
+            (record.actor, record.reason) = (opened.actor, opened.reason);
+        }
+        Kind::BarrierAborted(aborted) => {
+            record.set_action(Action::BarrierAborted);
+            let name = aborted.barrier.as_ref().map(|barrier| barrier.name.as_str()).unwrap_or_default();
+            record.detail = format!("barrier '{name}'; {}", missing(&aborted));
+            (record.actor, record.reason) = (aborted.actor, aborted.reason);
         }
         Kind::DeadLettersDiscarded(discarded) => {
             record.set_action(Action::DeadLettersDiscarded);

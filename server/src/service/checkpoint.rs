@@ -13,7 +13,7 @@ use super::status::status;
 use super::{Backend, facts, history, shape};
 use crate::error::Refusal;
 use crate::sequencer::View;
-use crate::state::{Branch, Pipeline, check_name, check_pipeline};
+use crate::state::{Branch, Pipeline, Staged, check_name, check_pipeline};
 
 /// How many pipelines and branches are looked at in one read: commits wait meanwhile.
 const LOOKED_AT_MAX: usize = 2_000;
@@ -229,7 +229,7 @@ fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> Bran
         head_lsn: head.map_or(0, |head| head.lsn.as_u64()),
         head_committed_at_ms: head.map_or(0, |head| head.committed_at_ms),
         last_token: branch.last_grant().map_or(0, |grant| grant.token.as_u64()),
-        staged: None,
+        staged: branch.staged().map(Staged::told),
         health: None,
         dead_letters: 0,
     }

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::oversized::name_oversized_status;
 use super::status::{message, status};
-use super::{Backend, facts, history, shape};
+use super::{Backend, facts, history, shape, staged};
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission, View};
@@ -42,15 +42,15 @@ impl CommitService for Service {
         Ok(Response::new(response(done, Some(sequencer.header(done.seen)))))
     }
 
-    async fn stage(&self, _: Request<StageRequest>) -> Result<Response<StageResponse>, Status> {
-        Err(Status::unimplemented("stage"))
+    async fn stage(&self, request: Request<StageRequest>) -> Result<Response<StageResponse>, Status> {
+        staged::stage(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn discard_staged(
         &self,
-        _: Request<DiscardStagedRequest>,
+        request: Request<DiscardStagedRequest>,
     ) -> Result<Response<DiscardStagedResponse>, Status> {
-        Err(Status::unimplemented("discard_staged"))
+        staged::discard(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn commit_stream(

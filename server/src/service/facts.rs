@@ -102,6 +102,16 @@ pub(super) fn staged(log: &Log, lsn: Lsn) -> Result<Staged, Refusal> {
     }
 }
 
+/// The checkpoint that was staged at `lsn` and still is.
+pub(super) fn staged_checkpoint(log: &Log, lsn: Lsn, without_state: bool) -> Result<Checkpoint, Refusal> {
+    let mut checkpoint = staged(log, lsn)?.checkpoint.ok_or_else(|| corrupt(lsn, "it has no checkpoint".to_owned()))?;
+    check_payload(lsn, &checkpoint)?;
+    if without_state {
+        leave_state_out(&mut checkpoint);
+    }
+    Ok(checkpoint)
+}
+
 /// Compares a checkpoint, of the fact at `lsn`, with its CRC.
 pub(super) fn check_payload(lsn: Lsn, checkpoint: &Checkpoint) -> Result<(), Refusal> {
     if checkpoint.payload_crc32 == Some(checkpoint.computed_crc32()) {

@@ -6,15 +6,15 @@ use fencepost::Lsn;
 use fencepost::v1::lease_service_server::LeaseService;
 use fencepost::v1::{
     KeepAliveRequest, KeepAliveResponse, KeepAliveResult, ReleaseRequest, ReleaseResponse, ResumeMode, ResumeRequest,
-    ResumeResponse,
+    ResumeResponse, StagedCheckpoint,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::status::{message, status};
 use super::{Backend, facts, shape};
-use crate::sequencer::{Readable, Resumed};
-use crate::state::{Head, compare_scope};
+use crate::sequencer::{Readable, Resumed, Unread};
+use crate::state::{Head, Staged, compare_scope};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -27,24 +27,34 @@ impl LeaseService for Service {
         let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
         let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
         // Every byte of the newest segment was written or checked by this process.
-        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO, arrived: None };
+        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO, staged: Lsn::ZERO, arrived: None };
         let deadline = clock.now().plus(wait);
         let granted = loop {
             let wait = deadline.since(clock.now());
             match sequencer.resume(resume.clone(), wait, readable).await.map_err(status)? {
                 Resumed::Granted(granted) => break granted,
-                Resumed::ReadFirst { head: at, arrived } => {
+                Resumed::ReadFirst { unread: Unread::Head(at), arrived } => {
                     let head = facts::read_checkpoint(log, at, pipeline.clone(), branch.clone(), true).await?;
                     let scope = head.checkpoint.map(|checkpoint| checkpoint.scope).unwrap_or_default();
                     compare_scope(&resume.request, head.sequence, &scope).map_err(status)?;
                     (readable.at, readable.arrived) = (at, Some(arrived));
                 }
+                Resumed::ReadFirst { unread: Unread::Staged(at), arrived } => {
+                    let log = Arc::clone(log);
+                    facts::blocking(move || facts::staged_checkpoint(&log, at, true)).await?;
+                    (readable.staged, readable.arrived) = (at, Some(arrived));
+                }
             }
         };
-        let (log, lsn, head) = (Arc::clone(log), granted.lsn, granted.head);
-        let (predecessor, head) = facts::blocking(move || {
+        let (log, lsn, head, staged) = (Arc::clone(log), granted.lsn, granted.head, granted.staged);
+        let (predecessor, head, staged) = facts::blocking(move || {
             let read = |head: Head| facts::checkpoint(&log, head.lsn, &pipeline, &branch, without_state);
-            let found = facts::predecessor(&log, lsn).and_then(|it| Ok((it, head.map(read).transpose()?)));
+            let read_staged = |staged: Staged| {
+                let checkpoint = Some(facts::staged_checkpoint(&log, staged.lsn, without_state)?);
+                Ok(StagedCheckpoint { checkpoint, ..staged.told() })
+            };
+            let found = facts::predecessor(&log, lsn)
+                .and_then(|it| Ok((it, head.map(read).transpose()?, staged.map(read_staged).transpose()?)));
             // The grant is in force all the same.
             found.map_err(|refusal| refusal.with("applied", "unknown"))
         })
@@ -55,8 +65,8 @@ impl LeaseService for Service {
             ttl_ms: granted.ttl.as_millis() as u64,
             head,
             predecessor,
-            staged: None,
-            barriers: Vec::new(),
+            staged,
+            barriers: granted.barriers,
         }))
     }
 

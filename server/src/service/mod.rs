@@ -3,6 +3,7 @@
 //! The only module that names `tonic::Status`.
 
 mod audit;
+mod barrier;
 mod checkpoint;
 mod cluster;
 mod commit;
@@ -18,6 +19,7 @@ mod oversized;
 mod pipeline;
 mod schema;
 mod shape;
+mod staged;
 mod status;
 mod store_status;
 mod tail;
@@ -25,6 +27,7 @@ mod transfer;
 
 use std::sync::Arc;
 
+use fencepost::v1::barrier_service_server::BarrierServiceServer;
 use fencepost::v1::checkpoint_service_server::CheckpointServiceServer;
 use fencepost::v1::cluster_service_server::ClusterServiceServer;
 use fencepost::v1::commit_service_server::CommitServiceServer;
@@ -88,6 +91,7 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
         .add_service(reflection)
         .add_service(LeaseServiceServer::new(lease::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CommitServiceServer::new(commit::Service(backend.clone())).max_decoding_message_size(bytes_max))
+        .add_service(BarrierServiceServer::new(barrier::Service(backend.clone())).max_decoding_message_size(bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Service(backend.clone())))
         .add_service(PipelineServiceServer::new(pipeline::Service(backend.clone())))
         .add_service(DeadLetterServiceServer::new(dead_letter::Service(backend.clone())))
@@ -101,10 +105,11 @@ pub async fn routes(backend: Backend) -> (Routes, HealthReporter) {
 }
 
 /// Their full names, for health checks; the empty one is the server as a whole.
-pub const SERVICES: [&str; 9] = [
+pub const SERVICES: [&str; 10] = [
     "",
     "fencepost.v1.LeaseService",
     "fencepost.v1.CommitService",
+    "fencepost.v1.BarrierService",
     "fencepost.v1.CheckpointService",
     "fencepost.v1.PipelineService",
     "fencepost.v1.DeadLetterService",

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fencepost::v1::{
-    BranchCommit, Checkpoint, CommitRequest, DeadLetter, DeadLetterId, KeepAliveRequest, LeaseRef, ResumeRequest,
-    Takeover,
+    BranchCommit, Checkpoint, CommitRequest, DeadLetter, DeadLetterId, KeepAliveRequest, LeaseRef, Merge, MergeRequest,
+    OpenBarrierRequest, ResumeRequest, StageRequest, Takeover,
 };
 use fencepost::{Lsn, Reason};
 
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
-    Commit, Digest, Resume, check_bytes, check_checkpoint, check_dead_letter, check_id, check_ms, check_name,
-    check_pipeline, check_scope,
+    Commit, Digest, Resume, Stage, check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id,
+    check_ms, check_name, check_pipeline, check_scope,
 };
 
 /// Checks a request for a branch and fills in the server's default TTL.
@@ -131,6 +131,102 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     Ok(Commit { request, digest, payload_fault })
 }
 
+/// Checks what is to be staged, computes the CRC of its payload and the digest of the whole.
+pub(super) fn stage(mut request: StageRequest) -> Result<Stage, Refusal> {
+    check_pipeline("pipeline", &request.pipeline)?;
+    check_name("branch", &request.branch)?;
+    check_id("stage_id", &request.stage_id)?;
+    let payload_fault = given(&request.branch, request.checkpoint.as_mut())?;
+    dead_letters("dead_letters", &request.dead_letters)?;
+    let letter_bytes = request.dead_letters.iter().map(|letter| letter.payload.len()).sum();
+    check_letters("dead_letters", request.dead_letters.len(), letter_bytes)?;
+    // Taken apart, so that the compiler asks about the fields that are added.
+    let StageRequest { cluster: _, pipeline, branch, token: _, sequence, .. } = &request;
+    let StageRequest { stage_id: _, checkpoint, dead_letters, not_after_ms: _, .. } = &request;
+    let moved = BranchCommit {
+        branch: branch.clone(),
+        sequence: *sequence,
+        checkpoint: checkpoint.clone(),
+        dead_letters: dead_letters.clone(),
+        ..BranchCommit::default()
+    };
+    let digest = digest(pipeline, &[moved]);
+    Ok(Stage { request, digest, payload_fault })
+}
+
+/// Checks a merge, puts its inputs in order, and computes CRC and digest as of a commit.
+pub(super) fn merge(request: MergeRequest) -> Result<(Commit, Merge), Refusal> {
+    let MergeRequest { cluster, pipeline, branch, token, sequence, commit_id, mut checkpoint, merge, not_after_ms } =
+        request;
+    check_pipeline("pipeline", &pipeline)?;
+    check_name("branch", &branch)?;
+    check_id("commit_id", &commit_id)?;
+    let payload_fault = given(&branch, checkpoint.as_mut())?;
+    let mut merge = merge
+        .ok_or_else(|| Refusal::field(Reason::InvalidField, "merge", "", "inputs, function, version and digest"))?;
+    check_id("merge.function", &merge.function)?;
+    check_id("merge.version", &merge.version)?;
+    let (count, digest_bytes) = (merge.inputs.len(), merge.output_digest.len());
+    if count == 0 || count > limits::MERGE_INPUTS_MAX {
+        let expected = format!("1 to {}", limits::MERGE_INPUTS_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "merge.inputs", format!("{count} inputs"), &expected));
+    }
+    if digest_bytes == 0 {
+        return Err(Refusal::field(Reason::InvalidField, "merge.output_digest", "", "a digest of the merged output"));
+    }
+    check_bytes("merge.output_digest", digest_bytes, limits::FINGERPRINT_BYTES_MAX)?;
+    for (i, input) in merge.inputs.iter_mut().enumerate() {
+        check_name(&format!("merge.inputs[{i}].branch"), &input.branch)?;
+        input.lsn = 0;
+    }
+    merge.inputs.sort_by(|a, b| (&a.branch, a.sequence).cmp(&(&b.branch, b.sequence)));
+    if let Some([twice, _]) = merge.inputs.array_windows().find(|[a, b]| a == b) {
+        let value = format!("{}@{}", twice.branch, twice.sequence);
+        return Err(Refusal::field(Reason::InvalidField, "merge.inputs", value, "each checkpoint once"));
+    }
+    let branches = vec![BranchCommit { branch, token, sequence, checkpoint, ..BranchCommit::default() }];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&digest(&pipeline, &branches)).update(&prost::Message::encode_to_vec(&merge));
+    let digest = head_of(&hasher);
+    let request = CommitRequest { cluster, pipeline, commit_id, branches, not_after_ms };
+    Ok((Commit { request, digest, payload_fault }, merge))
+}
+
+/// Checks a new barrier, and puts its participants in order.
+pub(super) fn open_barrier(mut request: OpenBarrierRequest) -> Result<OpenBarrierRequest, Refusal> {
+    check_pipeline("pipeline", &request.pipeline)?;
+    check_name("name", &request.name)?;
+    check_asked_by(&request.actor, &request.reason)?;
+    let count = request.participants.len();
+    if count == 0 || count > limits::BRANCHES_MAX {
+        let expected = format!("1 to {}", limits::BRANCHES_MAX);
+        return Err(Refusal::field(Reason::InvalidField, "participants", format!("{count} branches"), &expected));
+    }
+    for (i, branch) in request.participants.iter().enumerate() {
+        check_name(&format!("participants[{i}]"), branch)?;
+    }
+    request.participants.sort_unstable();
+    if let Some([twice, _]) = request.participants.array_windows().find(|[a, b]| a == b) {
+        return Err(Refusal::field(Reason::InvalidField, "participants", twice, "each branch once"));
+    }
+    check_ms("timeout_ms", request.timeout_ms, Duration::ZERO, limits::BARRIER_TIMEOUT_MAX)?;
+    Ok(request)
+}
+
+/// Checks a reason that has to be given.
+pub(super) fn reason(reason: &str, why: &str) -> Result<(), Refusal> {
+    if !reason.trim().is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::field(Reason::InvalidField, "reason", "", &format!("a few words, kept in the log: {why}")))
+}
+
+/// Checks the one checkpoint of a request, and fills its CRC in.
+fn given(branch: &str, given: Option<&mut Checkpoint>) -> Result<Option<Refusal>, Refusal> {
+    let given = given.ok_or_else(|| Refusal::field(Reason::InvalidField, "checkpoint", "", "a checkpoint"))?;
+    checkpoint("checkpoint", branch, given)
+}
+
 /// Checks one checkpoint and fills its CRC in. The second result is what is wrong with its payload, which counts only after
 /// what the state says.
 fn checkpoint(field: &str, branch: &str, checkpoint: &mut Checkpoint) -> Result<Option<Refusal>, Refusal> {
@@ -236,6 +332,10 @@ fn digest(pipeline: &str, branches: &[BranchCommit]) -> Digest {
             part(&prost::Message::encode_to_vec(&rare));
         }
     }
+    head_of(&hasher)
+}
+
+fn head_of(hasher: &blake3::Hasher) -> Digest {
     let hash = hasher.finalize();
     let (digest, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");
     *digest

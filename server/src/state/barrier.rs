@@ -6,10 +6,12 @@
 mod judge;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use fencepost::Lsn;
 use fencepost::log::v1::{AbortedParticipant, BarrierAborted, BarrierOpened, BarrierRef};
-use fencepost::v1::Participant;
+use fencepost::v1::barrier::State as Told;
+use fencepost::v1::{Barrier, Participant};
 
 use super::lease::Standing;
 use super::{Branch, Grant, Pipeline, State, entry};
@@ -120,6 +122,12 @@ impl Pipeline {
         self.barriers.iter_open()
     }
 
+    /// The same, from the first one after `after`.
+    pub fn open_barriers_after(&self, after: &str) -> impl Iterator<Item = (&str, &OpenBarrier)> {
+        let rest = self.barriers.open.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        rest.map(|(name, barrier)| (&**name, barrier))
+    }
+
     /// Closed barriers that are remembered, newest first.
     pub fn closed_barriers(&self) -> impl Iterator<Item = (&str, &ClosedBarrier)> {
         self.barriers.iter_closed().rev()
@@ -136,15 +144,24 @@ impl Pipeline {
         self.open_barriers().filter(move |(_, barrier)| barrier.awaits(branch))
     }
 
-    /// Participants of an open barrier, as they are told.
-    pub fn participants(&self, name: &str, barrier: &OpenBarrier) -> Vec<Participant> {
+    /// An open barrier of this pipeline, whose name is `of`, as it is told.
+    pub fn told_barrier(&self, of: &str, name: &str, barrier: &OpenBarrier) -> Barrier {
         let told = |(branch, staged): (&str, Option<&super::Staged>)| Participant {
             branch: branch.to_owned(),
             arrived: staged.is_some(),
             holder: self.holder(branch),
             sequence: staged.map_or(0, |staged| staged.sequence),
         };
-        self.arrivals(name, barrier).map(told).collect()
+        Barrier {
+            pipeline: of.to_owned(),
+            name: name.to_owned(),
+            state: Told::Open.into(),
+            participants: self.arrivals(name, barrier).map(told).collect(),
+            deadline_ms: barrier.deadline_ms,
+            opened_lsn: barrier.opened.as_u64(),
+            opened_at_ms: barrier.opened_at_ms,
+            ..Barrier::default()
+        }
     }
 
     /// Participants of an open barrier, each with what it has staged if it has arrived.

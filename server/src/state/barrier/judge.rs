@@ -88,7 +88,9 @@ impl State {
             None => return token.and(Err(unknown(of, name))),
             Some((_, KnownBarrier::Closed(closed))) => {
                 let refusal = token.map_or_else(|refusal| refusal, |_| closed.refusal(of, name));
-                return Ok(ArriveVerdict::Late(closed, refusal));
+                // What is staged under this id now was not there, whatever was staged under it before.
+                let is_new = closed.is_committed && self.staged_as(of, branch_name, stage_id).is_ok();
+                return if is_new { Err(refusal) } else { Ok(ArriveVerdict::Late(closed, refusal)) };
             }
             Some((pipeline, KnownBarrier::Open(open))) => (pipeline, open),
         };
@@ -248,15 +250,19 @@ pub fn other_participants(of: &str, name: &str, participants: &str) -> Refusal {
     Refusal::new(Reason::Exists, message).with("field", "name").with("value", name)
 }
 
-/// Branches in words, at most a few of many.
+/// Branches in words, as many as fit into a message.
 pub fn named<'a>(branches: impl ExactSizeIterator<Item = &'a str>) -> String {
-    const NAMED_MAX: usize = 8;
-    let more = branches.len().saturating_sub(NAMED_MAX);
-    let mut named: Vec<String> = branches.take(NAMED_MAX).map(|branch| format!("'{branch}'")).collect();
-    if more > 0 {
-        named.push(format!("and {more} more"));
+    const BYTES_MAX: usize = 600;
+    let (mut said, mut rest) = (String::new(), branches.len());
+    for branch in branches {
+        if said.len() + branch.len() > BYTES_MAX {
+            return format!("{said} and {rest} more");
+        }
+        rest -= 1;
+        said += if said.is_empty() { "" } else { ", " };
+        said += branch;
     }
-    named.join(", ")
+    said
 }
 
 fn unknown(of: &str, name: &str) -> Refusal {
