@@ -79,8 +79,8 @@ impl Week {
         let feed = self.feed(airport);
         if let Some(staged) = worker.staged() {
             if life.coin() {
-                let day = staged.id().to_owned();
-                end_of_day(&mut life, &pipeline, &worker, &day).await?;
+                let done: usize = staged.checkpoint().position_str().parse().unwrap();
+                end_of_day(&mut life, &pipeline, &worker, &feed.rows[done - 1].day).await?;
             } else {
                 life.call(worker.discard_staged("the next one counts it again")).await?;
             }
