@@ -1,0 +1,261 @@
+//! Writing to a sink exactly once: counted, with the worker killed at every step of the way, once and twice, and replaced at
+//! every step while it goes on.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use fencepost_client::{
+    Checkpoint, DeadLetter, Error, Loss, Pipeline, Reason, Sink, SinkError, Token, TwoPhase, TwoPhaseError,
+};
+use tokio::time::timeout;
+
+use crate::road::{Fuse, PATIENCE, Road, Store, fresh};
+
+/// Rows of the source, and rows in a batch.
+const ROWS: u64 = 6;
+const BATCH: u64 = 2;
+
+/// What a table and the row of a fence hold. Outlives every worker.
+#[derive(Debug, Default)]
+struct Table {
+    rows: Vec<u64>,
+    token: Option<Token>,
+    stage_id: Option<String>,
+}
+
+/// A connection to the table, which has a step before and after each transaction.
+struct TableSink {
+    table: Arc<Mutex<Table>>,
+    fuse: Arc<Fuse>,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the table is on fire")]
+struct OnFire;
+
+impl TableSink {
+    /// A transaction that refuses a lower token.
+    async fn transact<T>(
+        &self,
+        token: Token,
+        change: impl FnOnce(&mut Table) -> T,
+    ) -> Result<T, SinkError<Infallible>> {
+        self.fuse.step().await;
+        let result = {
+            let mut table = self.table.lock().unwrap();
+            match table.token.filter(|by| *by > token) {
+                Some(by) => Err(SinkError::Fenced { by }),
+                None => {
+                    table.token = Some(token);
+                    Ok(change(&mut table))
+                }
+            }
+        };
+        self.fuse.step().await;
+        result
+    }
+}
+
+impl Sink for TableSink {
+    type Batch = [u64];
+    type Error = Infallible;
+
+    async fn fence(&mut self, token: Token) -> Result<Option<String>, SinkError<Infallible>> {
+        self.transact(token, |table| table.stage_id.clone()).await
+    }
+
+    async fn apply(&mut self, token: Token, stage_id: &str, batch: &[u64]) -> Result<(), SinkError<Infallible>> {
+        let write = |table: &mut Table| {
+            table.rows.extend(batch);
+            table.stage_id = Some(stage_id.to_owned());
+        };
+        self.transact(token, write).await
+    }
+}
+
+/// One worker's life, from its resume until the source is at its end.
+async fn load(road: &Arc<Road>, pipeline: &str, sink: TableSink) -> Result<(), TwoPhaseError<Infallible>> {
+    let branch = road.client().pipeline(pipeline).branch("main");
+    let mut loader = TwoPhase::start(branch.resume(fresh()).await?, sink).await?;
+    loop {
+        let done = loader.worker().head().map_or(0, |head| head.position_str().parse().unwrap());
+        if done == ROWS {
+            return Ok(());
+        }
+        let batch: Vec<u64> = (done..done + BATCH).collect();
+        loader.write(&batch, Checkpoint::at((done + BATCH).to_string())).await?;
+    }
+}
+
+/// Everything once, and the branch behind it.
+async fn check(pipeline: &Pipeline, table: &Mutex<Table>, context: &str) {
+    let mut rows = table.lock().unwrap().rows.clone();
+    rows.sort_unstable();
+    assert_eq!(rows, (0..ROWS).collect::<Vec<_>>(), "{context}");
+    let head = pipeline.branch("main").head().await.unwrap();
+    assert_eq!((head.sequence(), &*head.position_str()), (ROWS / BATCH, &*ROWS.to_string()), "{context}");
+}
+
+#[tokio::test]
+async fn each_row_is_in_the_sink_exactly_once_wherever_the_worker_dies_and_wherever_its_successor_does() {
+    let store = Store::open().await;
+    // A successor has its own way back at its beginning; farther on it is where a first worker has been.
+    const SECOND_DEATHS: usize = 12;
+    let mut first = 0;
+    let (mut ended_alive, mut deaths) = (false, 0);
+    while !ended_alive {
+        first += 1;
+        for second in 1..=SECOND_DEATHS {
+            let name = format!("test/dies-{first}-{second}");
+            let table = Arc::new(Mutex::new(Table::default()));
+            for steps in [first, second, usize::MAX] {
+                let fuse = Fuse::new(steps);
+                let road = store.road_with(&fuse);
+                let sink = TableSink { table: table.clone(), fuse: fuse.clone() };
+                let died = tokio::select! {
+                    done = timeout(PATIENCE, load(&road, &name, sink)) => {
+                        done.unwrap().unwrap();
+                        false
+                    }
+                    // The future is dropped where it is.
+                    () = fuse.blown() => true,
+                };
+                deaths += usize::from(died);
+                ended_alive |= steps == first && !died;
+            }
+            check(&store.embedded.client().pipeline(&name), &table, &name).await;
+        }
+    }
+    // A resume and a fence, then for each batch a stage, an apply and a commit, and a step on both sides of each.
+    let steps = 2 * (2 + 3 * (ROWS / BATCH) as usize);
+    assert_eq!(first - 1, steps, "every step was the last one once");
+    assert!(deaths >= steps * SECOND_DEATHS, "{deaths}");
+}
+
+#[tokio::test]
+async fn each_row_is_in_the_sink_exactly_once_wherever_a_worker_was_replaced_that_goes_on() {
+    let store = Store::open().await;
+    for steps in 1.. {
+        let name = format!("test/zombie-{steps}");
+        let table = Arc::new(Mutex::new(Table::default()));
+        let fuse = Fuse::new(steps);
+        let road = store.road_with(&fuse);
+        let zombie = load(&road, &name, TableSink { table: table.clone(), fuse: fuse.clone() });
+        tokio::pin!(zombie);
+        let slept = tokio::select! {
+            done = &mut zombie => {
+                done.unwrap();
+                false
+            }
+            () = fuse.blown() => true,
+        };
+        if !slept {
+            assert!(steps > 20, "{steps}");
+            break;
+        }
+        let never = Fuse::new(usize::MAX);
+        let straight = store.road();
+        let successor = load(&straight, &name, TableSink { table: table.clone(), fuse: never });
+        timeout(PATIENCE, successor).await.unwrap().unwrap();
+        check(&store.embedded.client().pipeline(&name), &table, &name).await;
+
+        fuse.mend();
+        // Asleep before or in its resume it is a successor itself, of a branch that is at its end. Otherwise it is stopped,
+        // unless it had nothing left to do.
+        let woken = timeout(PATIENCE, zombie).await.unwrap();
+        if let Err(TwoPhaseError::Fencepost(error)) = &woken {
+            assert_eq!(error.reason(), Some(Reason::Fenced), "{name}: {error}");
+        }
+        check(&store.embedded.client().pipeline(&name), &table, &name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_has_seen_a_higher_token_stops_the_worker() {
+    let store = Store::open().await;
+    let table = Arc::new(Mutex::new(Table::default()));
+    let sink = TableSink { table: table.clone(), fuse: Fuse::new(usize::MAX) };
+    let worker = store.worker("main").await;
+    let lost = worker.lost();
+    let mut loader = TwoPhase::start(worker, sink).await.unwrap();
+    let higher = Token::from_u64(loader.worker().token().as_u64() + 7);
+    table.lock().unwrap().token = Some(higher);
+    let refused = loader.write(&[1], Checkpoint::at("1")).await.unwrap_err();
+    assert!(
+        matches!(&refused, TwoPhaseError::Fencepost(Error::Lost(Loss::Fenced { by, .. })) if *by == Some(higher)),
+        "{refused}"
+    );
+    assert!(matches!(timeout(PATIENCE, lost).await.unwrap(), Loss::Fenced { .. }));
+    assert_eq!(table.lock().unwrap().rows, Vec::<u64>::new());
+}
+
+/// Fails once, after it has written or before.
+struct Failing {
+    inner: TableSink,
+    fails: Option<Fails>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fails {
+    BeforeIt,
+    AfterIt,
+}
+
+impl Sink for Failing {
+    type Batch = [u64];
+    type Error = OnFire;
+
+    async fn fence(&mut self, token: Token) -> Result<Option<String>, SinkError<OnFire>> {
+        self.inner.fence(token).await.map_err(|_| SinkError::Failed(OnFire))
+    }
+
+    async fn apply(&mut self, token: Token, stage_id: &str, batch: &[u64]) -> Result<(), SinkError<OnFire>> {
+        let fails = self.fails.take();
+        if matches!(fails, Some(Fails::BeforeIt)) {
+            return Err(OnFire)?;
+        }
+        self.inner.apply(token, stage_id, batch).await.map_err(|_| SinkError::Failed(OnFire))?;
+        if fails.is_some() { Err(OnFire)? } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn after_a_failure_of_the_sink_nothing_is_written_before_the_branch_was_resumed() {
+    for fails in [Fails::BeforeIt, Fails::AfterIt] {
+        let store = Store::open().await;
+        let table = Arc::new(Mutex::new(Table::default()));
+        let connect = |fails| Failing { inner: TableSink { table: table.clone(), fuse: Fuse::new(usize::MAX) }, fails };
+        let mut loader = TwoPhase::start(store.worker("main").await, connect(Some(fails))).await.unwrap();
+        let failed = loader.write(&[1, 2], Checkpoint::at("2")).await.unwrap_err();
+        assert!(matches!(failed, TwoPhaseError::Sink(OnFire)), "{failed}");
+        let unsettled = loader.write(&[1, 2], Checkpoint::at("2")).await.unwrap_err();
+        assert!(matches!(unsettled, TwoPhaseError::Unsettled { .. }), "{unsettled}");
+        assert!(unsettled.to_string().contains("resume the branch again"), "{unsettled}");
+
+        let mut loader = TwoPhase::start(store.worker("main").await, connect(None)).await.unwrap();
+        let has_it = matches!(fails, Fails::AfterIt);
+        assert_eq!(loader.worker().sequence(), u64::from(has_it), "the head is what the sink has");
+        assert_eq!(loader.worker().staged(), None);
+        if !has_it {
+            loader.write(&[1, 2], Checkpoint::at("2")).await.unwrap();
+        }
+        loader.write(&[3], Checkpoint::at("3")).await.unwrap();
+        assert_eq!(table.lock().unwrap().rows, [1, 2, 3]);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_fencepost_refuses_is_not_written_and_the_next_one_is() {
+    let store = Store::open().await;
+    let table = Arc::new(Mutex::new(Table::default()));
+    let sink = TableSink { table: table.clone(), fuse: Fuse::new(usize::MAX) };
+    let mut loader = TwoPhase::start(store.worker("main").await, sink).await.unwrap();
+    let nameless = DeadLetter::new("x", "");
+    let refused = loader.write(&[1], Checkpoint::at("1").dead_letter(nameless)).await.unwrap_err();
+    assert!(
+        matches!(&refused, TwoPhaseError::Fencepost(error) if error.reason() == Some(Reason::InvalidField)),
+        "{refused}"
+    );
+    assert_eq!(loader.write(&[1], Checkpoint::at("1")).await.unwrap().sequence, 1);
+    assert_eq!(table.lock().unwrap().rows, [1]);
+}
