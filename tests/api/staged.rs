@@ -328,7 +328,8 @@ async fn history_lists_rewinds_and_forks_what_was_committed_by_reference() {
         ..ListCheckpointsRequest::default()
     };
     let listed = store.checkpoints().list_checkpoints(list).await.unwrap().into_inner().checkpoints;
-    let rows: Vec<_> = listed.iter().map(|it| (it.sequence, it.checkpoint.as_ref().unwrap().position.clone())).collect();
+    let rows: Vec<_> =
+        listed.iter().map(|it| (it.sequence, it.checkpoint.as_ref().unwrap().position.clone())).collect();
     let expected: Vec<_> = (1..=4).rev().map(|it| (it, checkpoint(&format!("offset {it}")).position)).collect();
     assert_eq!(rows, expected);
     let fork = ForkRequest {
@@ -346,7 +347,10 @@ async fn history_lists_rewinds_and_forks_what_was_committed_by_reference() {
     assert_eq!(resumed.head.unwrap().checkpoint.unwrap().state, checkpoint("offset 3").state);
     token = resumed.token;
     // The sequence is used again, and the later one is the one.
-    store.stage(StageRequest { checkpoint: Some(checkpoint("again")), ..stage("main", token, 4, "tx-4") }).await.unwrap();
+    store
+        .stage(StageRequest { checkpoint: Some(checkpoint("again")), ..stage("main", token, 4, "tx-4") })
+        .await
+        .unwrap();
     store.commit(commit_staged("main", token, 4, "tx-4")).await.unwrap();
     assert_eq!(store.checkpoint("main", 4).await.unwrap().checkpoint.unwrap().state, checkpoint("again").state);
 }

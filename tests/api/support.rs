@@ -16,7 +16,8 @@ use fencepost::v1::pipeline_service_client::PipelineServiceClient;
 use fencepost::v1::{
     BranchCommit, Checkpoint, CommitRequest, CommitResponse, CreateSavepointRequest, GetCheckpointRequest,
     GetHeadRequest, GetStatusRequest, LeaseRef, OnMissing, Policy, ResumeRequest, ResumeResponse, RewindRequest,
-    RewindResponse, Savepoint, SetPolicyRequest, StageRequest, StageResponse, StoredCheckpoint, TailFact, TailRequest, rewind_request,
+    RewindResponse, Savepoint, SetPolicyRequest, StageRequest, StageResponse, StoredCheckpoint, TailFact, TailRequest,
+    rewind_request,
 };
 use fencepost::{Action, ERROR_DOMAIN, Reason};
 use fencepost_server::config::Config;
