@@ -32,8 +32,9 @@ impl Worker {
         if let Some(done) = self.committed_by(&barrier).await? {
             return Ok(done);
         }
-        let mut id = format!("{}:{barrier}", self.token());
-        // A barrier has the longest name there is. What is cut off need not be in it: a branch has one thing staged.
+        // The sequence tells what comes late from what was committed. What is cut off of the longest names need not be in
+        // it: a branch has one thing staged.
+        let mut id = format!("{}:{}:{barrier}", self.token(), self.sequence() + 1);
         id.truncate(id.floor_char_boundary(ID_BYTES_MAX));
         if self.staged().is_none_or(|staged| staged.id() != id || !staged.is(&checkpoint)) {
             self.stage_within(&mut turn, id, checkpoint, deadline).await?;
@@ -80,10 +81,12 @@ impl Worker {
         let one_was_lost = asked.one_was_lost || staged.barrier().is_some();
         let error = match self.undoubted(asked) {
             Ok(answer) => {
-                self.lease.renewed(sent);
                 let now = answer.barrier.unwrap_or_default();
                 if is_closed(&now) {
+                    // That it was there is told to a fenced worker too.
                     self.take_in_closed(&now).await?;
+                } else {
+                    self.lease.renewed(sent);
                 }
                 return Ok(now);
             }

@@ -245,24 +245,18 @@ pub(crate) fn is_closed(barrier: &v1::Barrier) -> bool {
     matches!(barrier.state(), v1::barrier::State::Committed | v1::barrier::State::Aborted)
 }
 
-/// What the server says to whoever arrives at a barrier that was aborted, for those who had arrived.
+/// What the server says to whoever arrives at a barrier that was aborted, for those who had arrived. Its reason says who was
+/// missing, for people.
 pub(crate) fn aborted(barrier: &v1::Barrier) -> Error {
-    let absent = || barrier.participants.iter().filter(|participant| !participant.arrived);
-    let names: Vec<&str> = absent().map(|participant| &*participant.branch).collect();
-    let missing: Vec<String> = absent()
-        .map(|participant| match &*participant.holder {
-            "" => format!("{}, which nobody ever held", participant.branch),
-            holder => format!("{}, held by '{holder}'", participant.branch),
-        })
-        .collect();
-    let who = if missing.is_empty() { String::new() } else { format!(". Missing: {}", missing.join("; ")) };
+    let missing = barrier.participants.iter().filter(|participant| !participant.arrived);
+    let missing: Vec<&str> = missing.map(|participant| &*participant.branch).collect();
     let (name, why) = (&barrier.name, &barrier.reason);
-    let message = format!("barrier '{name}' was given up ({why}) and what had arrived is discarded{who}");
+    let message = format!("barrier '{name}' was given up, and what had arrived is discarded: {why}");
     let metadata = [
         ("applied", "no".to_owned()),
         ("barrier", name.clone()),
         ("lsn", Lsn::from_u64(barrier.closed_lsn).to_string()),
-        ("missing", names.join(",")),
+        ("missing", missing.join(",")),
     ];
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     Error::from_refusal(v1::Refusal { reason: Reason::BarrierAborted.as_str().to_owned(), message, metadata })

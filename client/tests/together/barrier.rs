@@ -167,7 +167,7 @@ async fn whoever_waits_for_a_barrier_that_is_aborted_is_told_who_was_missing_and
     let error = waited.unwrap().unwrap_err();
     assert_eq!((error.reason(), error.applied()), (Some(Reason::BarrierAborted), Applied::No));
     let said = error.to_string();
-    for part in [DAY, "lga is on fire", "Missing: lga, held by 'loader'"] {
+    for part in [DAY, "lga is on fire", "missing: lga (of loader)"] {
         assert!(said.contains(part), "{said}");
     }
     assert!(!said.contains("jfk"), "{said}");
@@ -208,6 +208,19 @@ async fn what_comes_too_late_is_told_so_and_is_committed_beside() {
     beside.commit(late.late_for(DAY)).await.unwrap();
     assert_eq!(store.branch("late").head().await.unwrap().late_for(), Some(DAY));
     assert_eq!(lga.commit(Checkpoint::at("23")).await.unwrap().sequence, 3);
+}
+
+#[tokio::test]
+async fn what_comes_too_late_is_told_so_also_under_the_id_of_what_was_there() {
+    let store = Store::open().await;
+    let (jfk, lga) = two_workers(&store).await;
+    jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+    lga.stage("tx-1", Checkpoint::at("20")).await.unwrap();
+    assert_eq!(lga.arrive_staged(DAY).await.unwrap().state(), BarrierState::Committed);
+    lga.commit(Checkpoint::at("21")).await.unwrap();
+    lga.stage("tx-1", Checkpoint::at("22")).await.unwrap();
+    let error = lga.arrive_staged(DAY).await.unwrap_err();
+    assert_eq!((error.reason(), lga.staged().unwrap().sequence()), (Some(Reason::BarrierClosed), 3), "{error}");
 }
 
 #[tokio::test]

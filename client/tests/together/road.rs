@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use fencepost_client::{Branch, Client, Pipeline, Resume, Takeover, Transport, Worker};
+use fencepost_client::{Branch, Client, ClientBuilder, Pipeline, Resume, Takeover, Transport, Worker};
 use fencepost_server::embedded::Embedded;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -107,6 +107,10 @@ impl Road {
 
     /// A client whose every call takes this road, each in a request of its own.
     pub(crate) fn client(self: &Arc<Road>) -> Client {
+        self.client_with(Client::builder())
+    }
+
+    pub(crate) fn client_with(self: &Arc<Road>, builder: ClientBuilder) -> Client {
         let (connections, incoming) = mpsc::unbounded_channel::<std::io::Result<DuplexStream>>();
         let server = Server::builder().layer(Toll { road: self.clone() }).add_routes(Routes::default());
         tokio::spawn(server.serve_with_incoming(UnboundedReceiverStream::new(incoming)));
@@ -116,7 +120,7 @@ impl Road {
             std::future::ready(sent.map(|()| TokioIo::new(here)))
         });
         let channel = Endpoint::from_static("http://road").connect_with_connector_lazy(connector);
-        Client::builder().transport(Transport::Unary).over(channel)
+        builder.transport(Transport::Unary).over(channel)
     }
 
     pub(crate) async fn worker(self: &Arc<Road>, branch: &str) -> Worker {
@@ -126,6 +130,11 @@ impl Road {
     /// Loses that of the next call of this method which is not lost already.
     pub(crate) fn lose(&self, method: &'static str, lost: Lost) {
         self.losses.lock().unwrap().push_back((method, lost));
+    }
+
+    /// Loses nothing more.
+    pub(crate) fn mend(&self) {
+        self.losses.lock().unwrap().clear();
     }
 
     /// How many calls of this method were made.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use fencepost_client::{Checkpoint, Commit, DeadLetter, Error, Loss, Outcome, Reason};
+use fencepost_client::{Applied, Checkpoint, Client, Commit, DeadLetter, Error, Loss, Outcome, Reason};
 use tokio::time::timeout;
 
-use crate::road::{Fuse, Lost, PATIENCE, Store};
+use crate::road::{Fuse, Lost, PATIENCE, PIPELINE, Store, fresh};
 
 #[tokio::test]
 async fn what_is_staged_is_no_resume_point_until_it_is_committed() {
@@ -113,6 +113,47 @@ async fn a_stage_that_was_given_up_half_way_is_settled_before_the_next_operation
 }
 
 #[tokio::test]
+async fn a_stage_that_is_in_doubt_at_the_deadline_is_settled_before_the_next_operation() {
+    for lost in [Lost::Request, Lost::Answer] {
+        let store = Store::open().await;
+        let road = store.road();
+        let client = road.client_with(Client::builder().commit_deadline(Duration::from_millis(200)));
+        let worker = client.pipeline(PIPELINE).branch("jfk").resume(fresh()).await.unwrap();
+        for _ in 0..1_000 {
+            road.lose("Stage", lost);
+        }
+        let unknown = worker.stage("tx-1", Checkpoint::at("10")).await.unwrap_err();
+        assert_eq!((unknown.applied(), worker.staged()), (Applied::Unknown, None), "{unknown}");
+        let unknown = worker.commit(Checkpoint::at("20")).await.unwrap_err();
+        assert_eq!(
+            (unknown.applied(), road.count("Commit")),
+            (Applied::Unknown, 0),
+            "it is about the stage: {unknown}"
+        );
+        road.mend();
+        let pending = worker.commit(Checkpoint::at("20")).await.unwrap_err();
+        assert_eq!(pending.reason(), Some(Reason::StagedPending));
+        assert_eq!(worker.staged().unwrap().id(), "tx-1");
+    }
+}
+
+#[tokio::test]
+async fn that_nothing_is_staged_any_more_is_no_loss_of_the_lease() {
+    let store = Store::open().await;
+    // Two steps each for the resume and the stage; the sixth is after the discard.
+    let fuse = Fuse::new(6);
+    let worker = store.road_with(&fuse).worker("jfk").await;
+    worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
+    tokio::select! {
+        discarded = worker.discard_staged("not wanted") => panic!("{discarded:?}"),
+        () = fuse.blown() => {}
+    }
+    let gone = worker.commit_staged().await.unwrap_err();
+    assert_eq!((gone.reason(), worker.staged()), (Some(Reason::StateMissing), None), "{gone}");
+    assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+}
+
+#[tokio::test]
 async fn a_commit_by_reference_that_was_given_up_half_way_is_made_once_when_it_is_asked_for_again() {
     // The sixth step is after the commit was applied, the fifth before it arrived.
     for (steps, outcome) in [(5, Outcome::Applied), (6, Outcome::AlreadyApplied)] {
@@ -136,8 +177,7 @@ async fn a_commit_by_reference_that_was_given_up_half_way_is_made_once_when_it_i
 async fn what_several_workers_have_staged_is_committed_all_or_none() {
     let store = Store::open().await;
     let client = store.embedded.client();
-    let resume =
-        async |branch| client.pipeline(crate::road::PIPELINE).branch(branch).resume(crate::road::fresh()).await;
+    let resume = async |branch| client.pipeline(PIPELINE).branch(branch).resume(fresh()).await;
     let (jfk, lga) = (resume("jfk").await.unwrap(), resume("lga").await.unwrap());
     jfk.stage("tx-1", Checkpoint::at("10")).await.unwrap();
     let none = Commit::staged([&jfk, &lga]).send().await.unwrap_err();
@@ -187,7 +227,7 @@ async fn dead_letters_that_are_staged_are_open_once_it_is_committed() {
 #[tokio::test]
 async fn time_does_not_remove_what_is_staged() {
     let store = Store::open().await;
-    let worker = store.branch("jfk").resume(crate::road::fresh().ttl(Duration::from_secs(1))).await.unwrap();
+    let worker = store.branch("jfk").resume(fresh().ttl(Duration::from_secs(1))).await.unwrap();
     worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
     drop(worker);
     let store = store.restart().await;

@@ -88,7 +88,9 @@ impl State {
             None => return token.and(Err(unknown(of, name))),
             Some((_, KnownBarrier::Closed(closed))) => {
                 let refusal = token.map_or_else(|refusal| refusal, |_| closed.refusal(of, name));
-                return Ok(ArriveVerdict::Late(closed, refusal));
+                // What is staged under this id now was not there, whatever was staged under it before.
+                let is_new = closed.is_committed && self.staged_as(of, branch_name, stage_id).is_ok();
+                return if is_new { Err(refusal) } else { Ok(ArriveVerdict::Late(closed, refusal)) };
             }
             Some((pipeline, KnownBarrier::Open(open))) => (pipeline, open),
         };
