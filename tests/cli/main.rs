@@ -168,7 +168,13 @@ fn schemas_are_declared_and_row_counts_enforced() {
 
 #[test]
 fn a_pipeline_is_fenced_as_a_whole_and_tells_how_it_has_fared() {
-    Seeded::start().sessions().case("../tests/cli/fence.md");
+    let seeded = Seeded::start();
+    // In the place of a worker that was lost.
+    let commit = async |worker: &Worker| {
+        Commit::of([(worker, Checkpoint::at("offset=300"))]).id("load-2026-11-22").send().await.unwrap();
+    };
+    Runtime::new().unwrap().block_on(as_loader(&seeded.server, "jfk", commit));
+    seeded.sessions().case("../tests/cli/fence.md");
 }
 
 #[test]
