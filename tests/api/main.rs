@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod audit;
+mod barrier;
 mod catalogue;
 mod checkpoint;
 mod cluster;
@@ -15,9 +16,11 @@ mod damage;
 mod dead_letters;
 mod fence_group;
 mod fork;
+mod health;
 mod hostile;
 mod lease;
 mod limits;
+mod merge;
 mod policy;
 mod questions;
 mod resolve;
@@ -26,7 +29,9 @@ mod row_counts;
 mod savepoint;
 mod schema;
 mod scope;
+mod staged;
 mod stream;
 mod support;
 mod tail;
+mod trace;
 mod wait;

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use fencepost::v1::barrier_service_client::BarrierServiceClient;
 use fencepost::v1::checkpoint_service_client::CheckpointServiceClient;
 use fencepost::v1::cluster_service_client::ClusterServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
@@ -15,7 +16,8 @@ use fencepost::v1::pipeline_service_client::PipelineServiceClient;
 use fencepost::v1::{
     BranchCommit, Checkpoint, CommitRequest, CommitResponse, CreateSavepointRequest, GetCheckpointRequest,
     GetHeadRequest, GetStatusRequest, LeaseRef, OnMissing, Policy, ResumeRequest, ResumeResponse, RewindRequest,
-    RewindResponse, Savepoint, SetPolicyRequest, StoredCheckpoint, TailFact, TailRequest, rewind_request,
+    RewindResponse, Savepoint, SetPolicyRequest, StageRequest, StageResponse, StoredCheckpoint, TailFact, TailRequest,
+    rewind_request,
 };
 use fencepost::{Action, ERROR_DOMAIN, Reason};
 use fencepost_server::config::Config;
@@ -93,6 +95,10 @@ impl Store {
         PipelineServiceClient::new(self.channel())
     }
 
+    pub(crate) fn barriers(&self) -> BarrierServiceClient<Channel> {
+        BarrierServiceClient::new(self.channel())
+    }
+
     pub(crate) fn dead_letters(&self) -> DeadLetterServiceClient<Channel> {
         DeadLetterServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
@@ -116,6 +122,10 @@ impl Store {
 
     pub(crate) async fn commit(&self, request: CommitRequest) -> Result<CommitResponse, Status> {
         Ok(self.commits().commit(request).await?.into_inner())
+    }
+
+    pub(crate) async fn stage(&self, request: StageRequest) -> Result<StageResponse, Status> {
+        Ok(self.commits().stage(request).await?.into_inner())
     }
 
     /// The sequence of the head of a branch of [`ORDERS`]; 0 if there is none.
@@ -240,6 +250,27 @@ pub(crate) fn commit_of<'a>(branches: impl IntoIterator<Item = (&'a str, u64, u6
         branches: branches.collect(),
         ..CommitRequest::default()
     }
+}
+
+/// Stages a checkpoint of a branch of [`ORDERS`].
+pub(crate) fn stage(branch: &str, token: u64, sequence: u64, stage_id: &str) -> StageRequest {
+    StageRequest {
+        pipeline: ORDERS.to_owned(),
+        branch: branch.to_owned(),
+        token,
+        sequence,
+        stage_id: stage_id.to_owned(),
+        checkpoint: Some(checkpoint(&format!("offset {sequence}"))),
+        ..StageRequest::default()
+    }
+}
+
+/// A commit of what a branch of [`ORDERS`] has staged.
+pub(crate) fn commit_staged(branch: &str, token: u64, sequence: u64, stage_id: &str) -> CommitRequest {
+    let mut request = commit(branch, token, sequence);
+    request.branches[0].checkpoint = None;
+    stage_id.clone_into(&mut request.branches[0].staged);
+    request
 }
 
 pub(crate) fn checkpoint(position: &str) -> Checkpoint {

@@ -177,7 +177,7 @@ fn letters(ids: &[DeadLetterId]) -> Vec<String> {
 }
 
 /// The name of a dead letter: the fact that has it, and its number there.
-pub(in crate::cli) fn letter(id: &DeadLetterId) -> String {
+fn letter(id: &DeadLetterId) -> String {
     format!("{}/{}", Lsn::from_u64(id.lsn), id.number)
 }
 
