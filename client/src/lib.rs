@@ -51,7 +51,7 @@
 //! | change what a state looks like | [`Checkpoint::format_version`], [`StoredCheckpoint::state_as`] with [`Upcasters`] |
 //! | notice that configuration, code or source is another one | [`Checkpoint::scope`], [`Resume::scope`] |
 //! | hold checkpoints to declared schemas, and row counts to their sum | [`Pipeline::declare_schema`], [`Policy`] |
-//! | find a commit by its trace | [`Checkpoint::traceparent`] |
+//! | find a commit by its trace | [`Checkpoint::traceparent`], [`Branch::checkpoints_of_trace`] |
 //! | commit neither too often nor too rarely | [`CommitPolicy`], [`Adaptive`] |
 //!
 //! A client belongs to the Tokio runtime it was made in.

@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fencepost_client::merge::{self, MergeError};
-use fencepost_client::{Checkpoint, DeadLetter};
+use fencepost_client::{Checkpoint, DeadLetter, StoredCheckpoint, merge};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
@@ -175,6 +174,11 @@ pub(crate) fn checkpoint(position: impl ToString, reports: &[Report], rows: &[Fl
     Ok(counted.dead_letters(dead))
 }
 
+/// The reports that a checkpoint has.
+pub(crate) fn reports(checkpoint: &StoredCheckpoint) -> Result<Vec<Report>> {
+    Ok(serde_json::from_slice(checkpoint.state())?)
+}
+
 fn dead_letter(flight: &Flight) -> Option<DeadLetter> {
     let reason = match flight {
         Flight { delay: Some(_), .. } => return None,
@@ -184,15 +188,16 @@ fn dead_letter(flight: &Flight) -> Option<DeadLetter> {
     Some(DeadLetter::new(flight.text.clone(), reason).position(format!("line {}", flight.line)))
 }
 
-/// All reports of these inputs, each with its name. No two may have different reports of the same.
-pub(crate) fn union(inputs: Vec<(String, Vec<Report>)>) -> Result<Vec<Report>, MergeError> {
-    merge::union_by_key(inputs, Report::key)
+/// All reports of these checkpoints. No two may have different reports of the same.
+pub(crate) fn united(inputs: &[StoredCheckpoint]) -> Result<Vec<Report>> {
+    let named = inputs.iter().map(|input| Ok((input.branch(), reports(input)?))).collect::<Result<Vec<_>>>()?;
+    Ok(merge::union_by_key(named, Report::key)?)
 }
 
-/// The same, but a late report replaces one that has counted fewer flights.
-pub(crate) fn amended(merged: Vec<Report>, late: Vec<Report>) -> Result<Vec<Report>, MergeError> {
-    let inputs = [("merged", merged), ("late", late)];
-    merge::latest_by_event_time(&["merged", "late"], inputs, Report::key, |report| report.flights)
+/// The merged reports, where a late one replaces one that has counted fewer flights.
+pub(crate) fn amended(merged: &StoredCheckpoint, late: &StoredCheckpoint) -> Result<Vec<Report>> {
+    let inputs = [("merged", reports(merged)?), ("late", reports(late)?)];
+    Ok(merge::latest_by_event_time(&["merged", "late"], inputs, Report::key, |report| report.flights)?)
 }
 
 /// What two merges compare.

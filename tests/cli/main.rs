@@ -13,7 +13,7 @@
 #[path = "../process/support.rs"]
 mod support;
 
-use fencepost_client::{Checkpoint, Commit, DeadLetter, Resume, Takeover, Worker};
+use fencepost_client::{Checkpoint, Commit, DeadLetter, Merge, Resume, Takeover, Worker};
 use tokio::runtime::Runtime;
 use trycmd::TestCases;
 
@@ -134,6 +134,16 @@ fn whoever_a_barrier_waits_for_is_named() {
         };
         runtime.block_on(as_loader(&seeded.server, branch, arrive));
     }
+    let merge = async |worker: &Worker| {
+        let merge = Merge::by("latest", "1").inputs([("lhr", 2), ("jfk", 3)]).output_digest([0xab; 4]);
+        worker.merge(merge, Checkpoint::at("2013-01-04")).await.unwrap();
+    };
+    runtime.block_on(as_loader(&seeded.server, "all", merge));
+    let late = async |worker: &Worker| {
+        let checkpoint = Checkpoint::at("offset=7").late_for("2013-01-04");
+        Commit::of([(worker, checkpoint)]).id("late").send().await.unwrap();
+    };
+    runtime.block_on(as_loader(&seeded.server, "late", late));
     seeded.sessions().case("../tests/cli/barriers.md");
 }
 
@@ -168,7 +178,13 @@ fn schemas_are_declared_and_row_counts_enforced() {
 
 #[test]
 fn a_pipeline_is_fenced_as_a_whole_and_tells_how_it_has_fared() {
-    Seeded::start().sessions().case("../tests/cli/fence.md");
+    let seeded = Seeded::start();
+    // In the place of a worker that was lost.
+    let commit = async |worker: &Worker| {
+        Commit::of([(worker, Checkpoint::at("offset=300"))]).id("load-2026-11-22").send().await.unwrap();
+    };
+    Runtime::new().unwrap().block_on(as_loader(&seeded.server, "jfk", commit));
+    seeded.sessions().case("../tests/cli/fence.md");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::program::{Ended, run};
 use crate::support::Store;
-use crate::{Ended, run};
 
 const HEADER: &str = "year,month,day,dep,sched,delay,arr,sched,arr_delay,carrier,flight,tail,origin,dest\n";
 const ROW: &str = "2013,1,1,517,515,2,830,819,11,UA,1545,N14228,EWR,IAH\n";

@@ -5,52 +5,14 @@
 // A test that cannot go on ends where it is.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::disallowed_methods)]
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use program::{Ended, root, run};
 
 mod ingest;
 mod migrate;
 mod postgres;
+mod program;
 #[path = "../../examples/support/mod.rs"]
 mod support;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The program of an example, which is beside the tests' own.
-#[track_caller]
-fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own.parent().and_then(Path::parent).unwrap().join("examples").join(name);
-    let built = |file: &Path| file.metadata().and_then(|metadata| metadata.modified());
-    for source in [format!("examples/{name}.rs"), "examples/support/mod.rs".to_owned()] {
-        let is_new = built(&program).is_ok_and(|time| time >= built(&root().join(&source)).unwrap());
-        assert!(is_new, "{} is not there, or older than {source}: cargo build --examples", program.display());
-    }
-    program
-}
-
-/// How a program ended, and what a terminal would have shown.
-struct Ended {
-    status: ExitStatus,
-    said: String,
-}
-
-/// Runs an example to its end.
-#[track_caller]
-fn run(name: &str, arguments: &[&str]) -> Ended {
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let mut command = Command::new(program(name));
-    command.args(arguments).env_remove("FENCEPOST_ENDPOINT").stdout(writer.try_clone().unwrap()).stderr(writer);
-    let mut child = command.spawn().unwrap();
-    // It holds the pipe open, too.
-    drop(command);
-    let mut said = String::new();
-    reader.read_to_string(&mut said).unwrap();
-    Ended { status: child.wait().unwrap(), said }
-}
 
 /// Runs an example without arguments and holds what it says against the page: the block that follows the command.
 #[track_caller]
@@ -85,10 +47,15 @@ fn a_table_is_migrated_once_and_what_differs_is_left_alone() {
     does_what_its_page_shows("migrate_table", "migrate.md");
 }
 
+#[test]
+fn days_are_merged_once_although_every_worker_is_killed_three_times_and_rows_come_late() {
+    does_what_its_page_shows("nightly_merge", "nightly-merge.md");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_example_can_be_run_again_and_again_with_a_server_that_is_there() {
     let store = support::Store::open(None).await.unwrap();
-    for name in ["file_ingest", "agent_loop", "migrate_table", "file_ingest"] {
+    for name in ["file_ingest", "agent_loop", "migrate_table", "nightly_merge", "file_ingest"] {
         let ended = run(name, &["--endpoint", store.endpoint()]);
         assert!(ended.status.success(), "{}\n{}", ended.status, ended.said);
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 use tokio_stream::StreamExt as _;
 
 use crate::postgres::server::{ABSENT, Postgres};
+use crate::program::{root, run};
 use crate::support::Store;
-use crate::{root, run};
 
 /// From the page.
 const COPY: &str = "COPY (SELECT job, part, last_offset, updated_at FROM checkpoints) TO STDOUT (FORMAT csv, HEADER)";

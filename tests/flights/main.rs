@@ -7,6 +7,7 @@
 // A test that cannot go on ends where it is.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +16,17 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use life::Counts;
+use support::{Result, Store};
 use week::Week;
 
 #[path = "../../examples/support/flights.rs"]
 mod flights;
 mod life;
+#[path = "../examples/program.rs"]
+mod program;
+#[path = "../../examples/support/mod.rs"]
+mod support;
 mod week;
-
-type Result<T = (), E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 const SEEDS: u64 = 200;
 /// Seeds that are tried at the same time, in one store.
@@ -80,6 +84,25 @@ async fn whoever_dies_the_merged_week_is_the_straight_computation() {
         // A run in which too little happened is no proof.
         HAPPENS.iter().for_each(|what| assert!(counts.of(what) >= 20, "'{what}' hardly happened"));
     }
+}
+
+/// The example is the same in processes of their own, and holds what it came to against the file itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_processes_are_killed_the_merged_week_is_the_straight_computation() {
+    let store = Store::open(None).await.unwrap();
+    let mut kills = BTreeSet::new();
+    for seed in 1..=8 {
+        let ended = program::run("nightly_merge", &["--endpoint", store.endpoint(), "--seed", &seed.to_string()]);
+        assert!(ended.status.success(), "seed {seed}: {}\n{}", ended.status, ended.said);
+        let summary = "nightly_merge: 6099 rows in 7 days, 12 kills, 217 reports as one pass over the file has them, 56 dead letters";
+        assert_eq!(ended.said.lines().last(), Some(summary), "seed {seed}:\n{}", ended.said);
+        let places = ended.said.lines().filter_map(|line| line.split_once("SIGKILL at: "));
+        let places = places.flat_map(|(_, places)| places.split(", ").filter_map(|place| place.split_once(' ')));
+        kills.extend(places.map(|(place, _)| place.to_owned()));
+    }
+    let everywhere = ["arrived", "committed", "counted", "merged", "merging", "staged"];
+    assert!(kills.iter().eq(everywhere), "a worker was killed at each place: {kills:?}");
+    store.close().await.unwrap();
 }
 
 #[test]

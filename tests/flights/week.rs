@@ -148,13 +148,12 @@ impl Week {
             for participant in closed.participants {
                 inputs.push(life.call(pipeline.branch(participant.branch).checkpoint(participant.sequence)).await?);
             }
-            let named = inputs.iter().map(|input| (input.branch().to_owned(), reports(input)));
-            let merged = flights::union(named.collect()).unwrap();
+            let merged = flights::united(&inputs).unwrap();
             merge(&mut life, &worker, "union", &inputs, day, &merged).await?;
         }
         if self.held_up.2 > 0 && worker.sequence() == days.len() as u64 {
             let (head, late) = (worker.head().unwrap(), life.call(pipeline.branch("late").head()).await?);
-            let amended = flights::amended(reports(&head), reports(&late)).unwrap();
+            let amended = flights::amended(&head, &late).unwrap();
             merge(&mut life, &worker, "amended", &[head, late], "amended", &amended).await?;
         }
         life.call(worker.release()).await
@@ -233,7 +232,7 @@ fn by_force(resume: Resume) -> Resume {
 }
 
 fn reports(checkpoint: &StoredCheckpoint) -> Vec<Report> {
-    serde_json::from_slice(checkpoint.state()).unwrap()
+    flights::reports(checkpoint).unwrap()
 }
 
 async fn open(life: &mut Life, pipeline: &Pipeline, day: &str) -> Result<(), End> {

@@ -15,8 +15,8 @@ use super::traceparent;
 /// somebody discards it here, or a rewind abandons its checkpoint.
 ///
 /// To process dead letters after all is a worker's business: it takes a branch, writes what it makes of them to its sink, and
-/// names them in its commit, which handles each once. In Rust: `pipeline.replay_dead_letters("repair")`, then
-/// `Checkpoint::replayed`; elsewhere: `BranchCommit.replayed`.
+/// names them in its commit, which handles each once. In Rust: `pipeline.replay_dead_letters("mender")`, then `next` and
+/// `done`; elsewhere: `BranchCommit.replayed`.
 #[derive(Subcommand)]
 pub(crate) enum DeadLettersCommand {
     List(List),

@@ -69,10 +69,11 @@ impl Pipelines {
                 Cell::count(pipeline.branches),
                 Cell::count(pipeline.leases),
                 Cell::count(pipeline.commits),
+                Cell::count(pipeline.dead_letters),
                 Cell::time(pipeline.last_committed_at_ms),
             ]
         });
-        let columns = ["pipeline", "branches", "leases", "commits", "last_commit"];
+        let columns = ["pipeline", "branches", "leases", "commits", "dead_letters", "last_commit"];
         output.rows(&columns, rows.collect(), &none)
     }
 }
