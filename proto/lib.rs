@@ -5,6 +5,7 @@
 //! It knows no I/O and decides nothing.
 
 mod checkpoint;
+mod dead_letter;
 mod fact;
 mod lsn;
 mod reason;

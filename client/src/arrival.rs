@@ -98,7 +98,7 @@ impl Worker {
                 self.set_staged(Some(staged));
             } else if matches!(error.reason(), Some(Reason::BarrierClosed | Reason::BarrierAborted)) {
                 // An earlier attempt may have arrived, and been the last to.
-                self.settle_arrival(deadline).await?;
+                self.settle_arrival(barrier, deadline).await?;
                 if let Some(done) = self.committed_by(barrier).await? {
                     return Ok(done);
                 }
@@ -159,10 +159,9 @@ impl Worker {
         self.wait_at(&barrier).await
     }
 
-    /// Finds out what has become of the barrier that this worker has arrived at, or may have.
-    pub(crate) async fn settle_arrival(&self, deadline: Instant) -> Result<()> {
-        let Some(barrier) = self.staged().and_then(|staged| staged.barrier().map(str::to_owned)) else { return Ok(()) };
-        let looked = tokio::time::timeout_at(deadline, self.at(&barrier).get()).await;
+    /// Finds out what has become of this barrier, which the worker has arrived at, or may have.
+    pub(crate) async fn settle_arrival(&self, barrier: &str, deadline: Instant) -> Result<()> {
+        let looked = tokio::time::timeout_at(deadline, self.at(barrier).get()).await;
         let now = match looked {
             Ok(Ok(now)) => now,
             // There is no such barrier to have arrived at.

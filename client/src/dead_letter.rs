@@ -73,7 +73,7 @@ impl DeadLetterId {
 
 impl fmt::Display for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.lsn, self.number)
+        self.into_message().fmt(f)
     }
 }
 

@@ -36,6 +36,24 @@
 //!   ([`Error::action`]).
 //! * Dropping a worker is like a crash: nothing is sent, and the lease runs out. [`Worker::release`] is the polite way.
 //!
+//! # What for
+//!
+//! | To | use |
+//! |---|---|
+//! | write to a database exactly once | [`TwoPhase`], with a [`Sink`]: rows, token and id in one transaction of the sink |
+//! | do anything else between "durable" and "done" | [`Worker::stage`], then [`Worker::commit_staged`] or [`Worker::discard_staged`] |
+//! | move several branches at once, by one process | [`Commit::of`] |
+//! | move several branches at once, each by its own worker | [`Pipeline::open_barrier`], [`Worker::arrive_and_wait`] |
+//! | keep what came after the barrier | [`Checkpoint::late_for`], on a branch of its own |
+//! | commit what several branches made as one, once | [`Worker::merge`], with the policies of [`merge`] |
+//! | skip a record and not lose it | [`Checkpoint::dead_letter`]; later [`Pipeline::replay_dead_letters`] |
+//! | change the number of branches | [`Pipeline::fence`]: every lease ends in one fact; then start the new workers |
+//! | change what a state looks like | [`Checkpoint::format_version`], [`StoredCheckpoint::state_as`] with [`Upcasters`] |
+//! | notice that configuration, code or source is another one | [`Checkpoint::scope`], [`Resume::scope`] |
+//! | hold checkpoints to declared schemas, and row counts to their sum | [`Pipeline::declare_schema`], [`Policy`] |
+//! | find a commit by its trace | [`Checkpoint::traceparent`], [`Branch::checkpoints_of_trace`] |
+//! | commit neither too often nor too rarely | [`CommitPolicy`], [`Adaptive`] |
+//!
 //! A client belongs to the Tokio runtime it was made in.
 
 mod arrival;

@@ -1,5 +1,7 @@
 //! Names of things on the server and what can be read or asked of them: [`Pipeline`] and [`Branch`].
 
+use std::num::NonZero;
+
 use fencepost::{Reason, Token, v1};
 
 use crate::checkpoint::StoredCheckpoint;
@@ -110,9 +112,19 @@ impl Branch {
 
     /// Its checkpoints, newest first, without their states.
     pub fn checkpoints(&self) -> Listing<StoredCheckpoint> {
+        self.list_checkpoints(String::new())
+    }
+
+    /// Those of its checkpoints that were made in this trace ([`TraceParent::trace_id`](fencepost::TraceParent::trace_id)),
+    /// newest first, without their states. The server reads through all that are kept.
+    pub fn checkpoints_of_trace(&self, trace_id: NonZero<u128>) -> Listing<StoredCheckpoint> {
+        self.list_checkpoints(format!("{trace_id:032x}"))
+    }
+
+    fn list_checkpoints(&self, trace_id: String) -> Listing<StoredCheckpoint> {
         let branch = self.clone();
         Listing::new(move |before: String| {
-            let branch = branch.clone();
+            let (branch, trace_id) = (branch.clone(), trace_id.clone());
             async move {
                 let rpc = &branch.client.shared.rpc;
                 let request = v1::ListCheckpointsRequest {
@@ -120,6 +132,7 @@ impl Branch {
                     pipeline: branch.pipeline,
                     branch: branch.name,
                     before_sequence: before.parse().unwrap_or(0),
+                    trace_id,
                     ..v1::ListCheckpointsRequest::default()
                 };
                 let answer = rpc

@@ -95,9 +95,9 @@ impl Resume {
         self
     }
 
-    /// What this worker is made by or works from, to be compared with what the head was ([`Checkpoint::scope`]
-    /// (crate::Checkpoint::scope)), before anybody is fenced. A difference, also of names, is refused with `SCOPE_MISMATCH`.
-    /// If no scope is given nothing is compared. At most 16, each name once.
+    /// What this worker is made by or works from, to be compared with what the head was
+    /// ([`Checkpoint::scope`](crate::Checkpoint::scope)), before anybody is fenced. A difference, also of names, is refused
+    /// with `SCOPE_MISMATCH`. If no scope is given nothing is compared. At most 16, each name once.
     pub fn scope(mut self, name: impl Into<String>, value: impl Into<String>) -> Resume {
         self.request.scope.push(v1::Fingerprint { name: name.into(), value: value.into() });
         self

@@ -197,8 +197,13 @@ impl Worker {
                 landed = Some((doubt, lsn));
             }
         }
-        self.settle_stage(turn, deadline).await?;
-        self.settle_arrival(deadline).await?;
+        // Rare, and large: a commit's future is not to carry it.
+        if turn.staging.is_some() {
+            Box::pin(self.settle_stage(turn, deadline)).await?;
+        }
+        if let Some(barrier) = self.staged().as_ref().and_then(Staged::barrier) {
+            Box::pin(self.settle_arrival(barrier, deadline)).await?;
+        }
         Ok(landed)
     }
 

@@ -16,6 +16,12 @@ impl Monotonic {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// This point moved into the past, but not beyond the start.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Monotonic {
+        Monotonic(self.0.saturating_sub(duration))
+    }
+
     /// This point moved into the future.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Monotonic {

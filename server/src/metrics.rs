@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use fencepost::log::v1::fact::Kind;
 use fencepost::{Reason, v1};
 
 /// Counters, each only ever growing. Cheap enough for the hot path.
@@ -11,6 +12,8 @@ pub struct Counters {
     commits: AtomicU64,
     grants: AtomicU64,
     keepalives: AtomicU64,
+    stages: AtomicU64,
+    barriers: AtomicU64,
     refusals: Vec<AtomicU64>,
 }
 
@@ -20,6 +23,8 @@ impl Default for Counters {
             commits: AtomicU64::new(0),
             grants: AtomicU64::new(0),
             keepalives: AtomicU64::new(0),
+            stages: AtomicU64::new(0),
+            barriers: AtomicU64::new(0),
             refusals: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -34,6 +39,15 @@ impl Counters {
     /// A branch was granted.
     pub fn grant(&self) {
         self.grants.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A fact was decided. Commits and grants are counted where they are judged.
+    pub fn fact(&self, kind: &Kind) {
+        match kind {
+            Kind::Staged(_) => self.stages.fetch_add(1, Ordering::Relaxed),
+            Kind::Committed(committed) if committed.barrier.is_some() => self.barriers.fetch_add(1, Ordering::Relaxed),
+            _ => return,
+        };
     }
 
     /// A lease was kept alive.
@@ -60,6 +74,8 @@ impl Counters {
             commits: self.commits.load(Ordering::Relaxed),
             grants: self.grants.load(Ordering::Relaxed),
             keepalives: self.keepalives.load(Ordering::Relaxed),
+            stages: self.stages.load(Ordering::Relaxed),
+            barriers: self.barriers.load(Ordering::Relaxed),
             refusals,
         }
     }

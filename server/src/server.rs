@@ -213,6 +213,9 @@ async fn failure(failed: &mut watch::Receiver<Option<Refusal>>) {
     let _ = failed.wait_for(Option::is_some).await;
 }
 
+/// Calls of one connection that were given up before the server had looked at them; with more the connection is closed.
+const PENDING_RESETS_MAX: usize = 1_000;
+
 /// Every bound that the transport leaves open by default.
 fn transport(connections_max: usize) -> tonic::transport::Server {
     let streams_per_connection = u32::try_from(connections_max).unwrap_or(u32::MAX).clamp(1_000, 10_000);
@@ -223,6 +226,9 @@ fn transport(connections_max: usize) -> tonic::transport::Server {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .http2_max_header_list_size(16 << 10)
+        // A client that gives up many calls at once, because its time ran out while the server was busy, is no attacker; with
+        // the default of 20 it lost its connection, and with it the calls of all its other workers.
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .max_frame_size(256 << 10)
 }
 

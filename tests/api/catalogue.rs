@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use fencepost::v1::{ClusterRef, CommitRequest, GetStatusRequest, ResumeRequest, TailRequest, Takeover};
+use fencepost::v1::{
+    AbortBarrierRequest, ClusterRef, CommitRequest, GetStatusRequest, ResumeRequest, TailRequest, Takeover,
+};
 use fencepost::{Action, Reason};
 use tonic::{Code, Status};
 
-use crate::support::{Store, commit, refusal, resume, resume_as};
+use crate::barrier::{abort, arrive, open, stage_and_arrive, try_abort, try_arrive, try_open};
+use crate::merge::{merge, try_merge, with_output};
+use crate::support::{Store, commit, refusal, resume, resume_as, stage};
 
 const PAGE: &str = include_str!("../../docs/errors.md");
 
@@ -147,4 +151,30 @@ async fn the_examples_are_what_the_server_says() {
         store.resume(ResumeRequest { cluster, ..resume("main") }).await.map(drop)
     };
     check(at_generation(0).await, Reason::StaleGeneration);
+}
+
+#[tokio::test]
+async fn the_examples_about_what_is_staged_and_barriers_are_what_the_server_says() {
+    let store = Store::open().await;
+    let check = |status: Status, reason: Reason| {
+        refusal(&status, reason);
+        is_documented(reason, status.message());
+    };
+    let (ewr, jfk) = (store.take("ewr").await, store.resume(resume_as("loader-2", "jfk")).await.unwrap().token);
+    store.stage(stage("jfk", jfk, 1, "tx-1")).await.unwrap();
+    check(store.commit(commit("jfk", jfk, 1)).await.unwrap_err(), Reason::StagedPending);
+    try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    stage_and_arrive(&store, "day-1", "ewr", ewr).await;
+    store.stage(stage("ewr", ewr, 2, "tx-2")).await.unwrap();
+    check(try_arrive(&store, arrive("day-1", "ewr", ewr, "tx-2")).await.unwrap_err(), Reason::BarrierClosed);
+    try_open(&store, open("day-2", &["ewr", "jfk", "lga"])).await.unwrap();
+    try_arrive(&store, arrive("day-2", "ewr", ewr, "tx-2")).await.unwrap();
+    try_abort(&store, AbortBarrierRequest { reason: "the deadline passed".to_owned(), ..abort("day-2") })
+        .await
+        .unwrap();
+    check(try_arrive(&store, arrive("day-2", "jfk", jfk, "tx-1")).await.unwrap_err(), Reason::BarrierAborted);
+    let day = store.take("day").await;
+    try_merge(&store, merge(day, 1, &[("ewr", 1)])).await.unwrap();
+    let diverged = with_output(&[1, 2], merge(day, 2, &[("ewr", 1)]));
+    check(try_merge(&store, diverged).await.unwrap_err(), Reason::MergeDiverged);
 }

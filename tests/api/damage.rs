@@ -9,7 +9,7 @@ use tonic_types::StatusExt as _;
 use crate::support::{ORDERS, Store, commit, name, refusal, resume_as, rewind, rewind_to};
 
 /// A store with small segments.
-async fn small() -> Store {
+pub(crate) async fn small() -> Store {
     Store::open_with(|config| {
         config.segment_bytes = 7 << 20;
         config.batch_bytes_max = 4 << 10;
@@ -19,7 +19,7 @@ async fn small() -> Store {
 }
 
 /// Commits to another branch until what there is so far is in a sealed segment.
-async fn seal(store: &Store) {
+pub(crate) async fn seal(store: &Store) {
     let token = store.take("filler").await;
     let segments =
         async || store.cluster().get_status(GetStatusRequest {}).await.unwrap().into_inner().log.unwrap().segments;

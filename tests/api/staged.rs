@@ -10,6 +10,7 @@ use fencepost::v1::{
 };
 use tonic::Status;
 
+use crate::damage::{seal, small};
 use crate::support::{
     ORDERS, Store, checkpoint, commit, commit_staged, inner_refusal, lease, refusal, refused_field, resume_as, rewind,
     stage,
@@ -389,17 +390,28 @@ async fn retention_counts_what_was_staged_as_what_it_became() {
 }
 
 #[tokio::test]
-async fn a_head_or_a_staged_checkpoint_that_is_damaged_is_refused_and_named() {
-    let store = Store::open().await;
+async fn nobody_is_fenced_for_a_worker_that_cannot_have_what_is_staged() {
+    let store = small().await;
     let token = store.take("main").await;
-    let request = |id: &str, state: &str| StageRequest {
-        checkpoint: Some(fencepost::v1::Checkpoint { state: state.to_owned().into(), ..checkpoint("offset") }),
-        ..stage("main", token, 1, id)
-    };
-    store.stage(request("tx", "the-state-that-a-bad-disk-changes")).await.unwrap();
-    store.damage("the-state-that-a-bad-disk-changes");
-    let status = store.resume(take_over("main", "loader-2")).await.unwrap_err();
-    assert_eq!(status.code(), Reason::Corrupt.code(), "{status:?}");
+    store.stage(stage("main", token, 1, "tx")).await.unwrap();
+    seal(&store).await;
+    store.damage("state at offset 1");
+    refusal(&store.resume(take_over("main", "loader-2")).await.unwrap_err(), Reason::Corrupt);
+    try_discard(&store, discard("main", token, "tx")).await.expect("it has the branch still");
+    assert_eq!(successor(&store, "main").await.staged, None);
+}
+
+#[tokio::test]
+async fn a_head_is_refused_whose_payload_is_damaged_where_it_was_staged() {
+    let store = small().await;
+    let token = store.take("main").await;
+    store.stage(stage("main", token, 1, "tx")).await.unwrap();
+    store.commit(commit_staged("main", token, 1, "tx")).await.unwrap();
+    seal(&store).await;
+    store.damage("state at offset 1");
+    refusal(&store.resume(take_over("main", "loader-2")).await.unwrap_err(), Reason::Corrupt);
+    refusal(&store.checkpoint("main", 1).await.unwrap_err(), Reason::Corrupt);
+    store.commit(commit("main", token, 2)).await.expect("it has the branch still");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@
 #[path = "../process/support.rs"]
 mod support;
 
-use fencepost_client::{Checkpoint, Commit, Resume, Takeover};
+use fencepost_client::{Checkpoint, Commit, DeadLetter, Merge, Resume, Takeover, Worker};
 use tokio::runtime::Runtime;
 use trycmd::TestCases;
 
@@ -111,6 +111,85 @@ fn leases_are_given_back_and_taken_by_hand() {
 fn history_is_named_set_back_copied_and_audited() {
     let seeded = Seeded::start();
     seeded.sessions().case("../tests/cli/history.md");
+}
+
+/// Does something as a worker of a branch of `prod/orders`, which it takes and leaves like one that crashed.
+async fn as_loader(server: &Server, branch: &str, work: impl AsyncFnOnce(&Worker)) {
+    let resume = Resume::new("loader-1").ttl(std::time::Duration::from_hours(1)).takeover(Takeover::Force);
+    let orders = server.client().await.pipeline("prod/orders");
+    let worker = orders.branch(branch).resume(resume.reason("a test").start_fresh()).await.unwrap();
+    work(&worker).await;
+}
+
+#[test]
+fn whoever_a_barrier_waits_for_is_named() {
+    let (seeded, runtime) = (Seeded::start(), Runtime::new().unwrap());
+    runtime.block_on(async {
+        let orders = seeded.server.client().await.pipeline("prod/orders");
+        orders.open_barrier("2013-01-04").participants(["jfk", "lhr"]).open().await.unwrap();
+    });
+    for branch in ["jfk", "lhr"] {
+        let arrive = async |worker: &Worker| {
+            worker.arrive("2013-01-04", Checkpoint::at("offset=300")).await.unwrap();
+        };
+        runtime.block_on(as_loader(&seeded.server, branch, arrive));
+    }
+    let merge = async |worker: &Worker| {
+        let merge = Merge::by("latest", "1").inputs([("lhr", 2), ("jfk", 3)]).output_digest([0xab; 4]);
+        worker.merge(merge, Checkpoint::at("2013-01-04")).await.unwrap();
+    };
+    runtime.block_on(as_loader(&seeded.server, "all", merge));
+    let late = async |worker: &Worker| {
+        let checkpoint = Checkpoint::at("offset=7").late_for("2013-01-04");
+        Commit::of([(worker, checkpoint)]).id("late").send().await.unwrap();
+    };
+    runtime.block_on(as_loader(&seeded.server, "late", late));
+    seeded.sessions().case("../tests/cli/barriers.md");
+}
+
+#[test]
+fn what_is_staged_is_shown_and_given_up_by_hand() {
+    let seeded = Seeded::start();
+    let stage = async |worker: &Worker| {
+        worker.stage("tx-9", Checkpoint::at("offset=300").state("total=12")).await.unwrap();
+    };
+    Runtime::new().unwrap().block_on(as_loader(&seeded.server, "jfk", stage));
+    seeded.sessions().case("../tests/cli/staged.md");
+}
+
+#[test]
+fn dead_letters_are_listed_read_and_discarded_once() {
+    let seeded = Seeded::start();
+    let commit = async |worker: &Worker| {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+        let late = DeadLetter::new("jfk,n/a,17", "no delay").position("line=17").traceparent(trace);
+        let binary = DeadLetter::new(vec![0, 159, 146, 150], "not UTF-8");
+        let checkpoint = Checkpoint::at("offset=300").dead_letter(late).dead_letter(binary);
+        Commit::of([(worker, checkpoint)]).id("load-2026-11-22").send().await.unwrap();
+    };
+    Runtime::new().unwrap().block_on(as_loader(&seeded.server, "jfk", commit));
+    seeded.sessions().case("../tests/cli/dead-letters.md");
+}
+
+#[test]
+fn schemas_are_declared_and_row_counts_enforced() {
+    Seeded::start().sessions().case("../tests/cli/schemas.md");
+}
+
+#[test]
+fn a_pipeline_is_fenced_as_a_whole_and_tells_how_it_has_fared() {
+    let seeded = Seeded::start();
+    // In the place of a worker that was lost.
+    let commit = async |worker: &Worker| {
+        Commit::of([(worker, Checkpoint::at("offset=300"))]).id("load-2026-11-22").send().await.unwrap();
+    };
+    Runtime::new().unwrap().block_on(as_loader(&seeded.server, "jfk", commit));
+    seeded.sessions().case("../tests/cli/fence.md");
+}
+
+#[test]
+fn work_is_found_by_its_trace_and_compared_by_its_scope() {
+    Seeded::start().sessions().case("../tests/cli/scope.md");
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn a_barrier_commits_all_or_none(oracle: &Oracle, store: &Store) {
         assert_eq!(oracle.barriers.get(name), Some(&expected), "barrier {name}");
     }
     for (name, barrier) in pipeline.open_barriers() {
-        for participant in pipeline.participants(name, barrier) {
+        for participant in pipeline.told_barrier(PIPELINE, name, barrier).participants {
             let staged = oracle.branch(&participant.branch).staged;
             let is_there = staged.is_some_and(|staged| staged.arrived.as_deref() == Some(name));
             assert_eq!(participant.arrived, is_there, "{} at {name}", participant.branch);

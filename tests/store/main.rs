@@ -15,6 +15,7 @@ mod old_ask;
 mod prepared;
 mod restart;
 mod snapshot;
+mod staged;
 mod start;
 mod support;
 mod tail;

@@ -56,7 +56,7 @@ async fn workers_that_arrive_and_wait_go_on_together() {
         let both = async {
             tokio::join!(jfk.arrive_and_wait(day, Checkpoint::at(day)), lga.arrive_and_wait(day, Checkpoint::at(day)),)
         };
-        let (one, other) = timeout(PATIENCE, both).await.unwrap();
+        let (one, other) = timeout(PATIENCE, Box::pin(both)).await.unwrap();
         assert_eq!(one.as_ref().unwrap().lsn, other.unwrap().lsn);
         assert_eq!(one.unwrap().sequence, sequence as u64 + 1);
     }

@@ -1,6 +1,6 @@
 //! Dead letters: none lost, none twice.
 
-use fencepost_client::{Checkpoint, DeadLetter, DeadLetterId, Policy, Reason, TraceParent};
+use fencepost_client::{Checkpoint, DeadLetter, DeadLetterId, Policy, Reason, StoredDeadLetter, TraceParent};
 
 use crate::road::{Lost, Store, fresh};
 
@@ -19,7 +19,7 @@ async fn four(store: &Store) -> Vec<DeadLetterId> {
 }
 
 async fn open(store: &Store) -> Vec<DeadLetterId> {
-    store.pipeline().dead_letters().list().all().await.unwrap().iter().map(|letter| letter.id()).collect()
+    store.pipeline().dead_letters().list().all().await.unwrap().iter().map(StoredDeadLetter::id).collect()
 }
 
 #[tokio::test]

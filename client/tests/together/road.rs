@@ -42,8 +42,16 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) async fn open() -> Store {
-        let dir = tempfile::tempdir().unwrap();
+        Store::open_in(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn open_in(dir: TempDir) -> Store {
         let embedded = Embedded::open(dir.path()).await.unwrap();
+        // Until the index is there some questions are refused and asked again, and calls are counted here.
+        let client = embedded.client();
+        while client.status().await.unwrap().store.unwrap().index_state != "READY" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         Store { embedded, dir }
     }
 
@@ -51,8 +59,7 @@ impl Store {
     pub(crate) async fn restart(self) -> Store {
         let Store { embedded, dir } = self;
         embedded.close().await.unwrap();
-        let embedded = Embedded::open(dir.path()).await.unwrap();
-        Store { embedded, dir }
+        Store::open_in(dir).await
     }
 
     pub(crate) fn pipeline(&self) -> Pipeline {

@@ -2,6 +2,7 @@
 //! every step while it goes on.
 
 use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 
 use fencepost_client::{
@@ -12,8 +13,12 @@ use tokio::time::timeout;
 use crate::road::{Fuse, PATIENCE, Road, Store, fresh};
 
 /// Rows of the source, and rows in a batch.
-const ROWS: u64 = 6;
+const ROWS: u64 = 4;
 const BATCH: u64 = 2;
+/// A resume and a fence, then for each batch a stage, an apply and a commit, and a step on both sides of each.
+const STEPS: usize = 2 * (2 + 3 * (ROWS / BATCH) as usize);
+/// So many steps of a successor are tried: its way back, and some more. Farther on it is where a first worker has been.
+const WAY_BACK: usize = 12;
 
 /// What a table and the row of a fence hold. Outlives every worker.
 #[derive(Debug, Default)]
@@ -43,12 +48,11 @@ impl TableSink {
         self.fuse.step().await;
         let result = {
             let mut table = self.table.lock().unwrap();
-            match table.token.filter(|by| *by > token) {
-                Some(by) => Err(SinkError::Fenced { by }),
-                None => {
-                    table.token = Some(token);
-                    Ok(change(&mut table))
-                }
+            if let Some(by) = table.token.filter(|by| *by > token) {
+                Err(SinkError::Fenced { by })
+            } else {
+                table.token = Some(token);
+                Ok(change(&mut table))
             }
         };
         self.fuse.step().await;
@@ -99,74 +103,79 @@ async fn check(pipeline: &Pipeline, table: &Mutex<Table>, context: &str) {
 #[tokio::test]
 async fn each_row_is_in_the_sink_exactly_once_wherever_the_worker_dies_and_wherever_its_successor_does() {
     let store = Store::open().await;
-    // A successor has its own way back at its beginning; farther on it is where a first worker has been.
-    const SECOND_DEATHS: usize = 12;
     let mut first = 0;
     let (mut ended_alive, mut deaths) = (false, 0);
     while !ended_alive {
         first += 1;
-        for second in 1..=SECOND_DEATHS {
+        for second in 1..=WAY_BACK {
             let name = format!("test/dies-{first}-{second}");
             let table = Arc::new(Mutex::new(Table::default()));
-            for steps in [first, second, usize::MAX] {
+            for (life, steps) in [first, second, usize::MAX].into_iter().enumerate() {
                 let fuse = Fuse::new(steps);
                 let road = store.road_with(&fuse);
                 let sink = TableSink { table: table.clone(), fuse: fuse.clone() };
-                let died = tokio::select! {
-                    done = timeout(PATIENCE, load(&road, &name, sink)) => {
-                        done.unwrap().unwrap();
-                        false
-                    }
-                    // The future is dropped where it is.
-                    () = fuse.blown() => true,
-                };
+                // If it dies the future is dropped where it is.
+                let done = until_blown(&fuse, pin!(load(&road, &name, sink))).await;
+                let died = done.is_none();
+                done.transpose().unwrap();
                 deaths += usize::from(died);
-                ended_alive |= steps == first && !died;
+                ended_alive |= life == 0 && !died;
             }
             check(&store.embedded.client().pipeline(&name), &table, &name).await;
         }
     }
-    // A resume and a fence, then for each batch a stage, an apply and a commit, and a step on both sides of each.
-    let steps = 2 * (2 + 3 * (ROWS / BATCH) as usize);
-    assert_eq!(first - 1, steps, "every step was the last one once");
-    assert!(deaths >= steps * SECOND_DEATHS, "{deaths}");
+    assert_eq!(first - 1, STEPS, "every step was the last one once");
+    assert!(deaths >= STEPS * WAY_BACK, "{deaths}");
 }
 
 #[tokio::test]
-async fn each_row_is_in_the_sink_exactly_once_wherever_a_worker_was_replaced_that_goes_on() {
+async fn each_row_is_in_the_sink_exactly_once_however_a_worker_and_the_one_that_it_replaced_go_on() {
     let store = Store::open().await;
-    for steps in 1.. {
-        let name = format!("test/zombie-{steps}");
-        let table = Arc::new(Mutex::new(Table::default()));
-        let fuse = Fuse::new(steps);
-        let road = store.road_with(&fuse);
-        let zombie = load(&road, &name, TableSink { table: table.clone(), fuse: fuse.clone() });
-        tokio::pin!(zombie);
-        let slept = tokio::select! {
-            done = &mut zombie => {
-                done.unwrap();
-                false
-            }
-            () = fuse.blown() => true,
-        };
-        if !slept {
-            assert!(steps > 20, "{steps}");
-            break;
-        }
-        let never = Fuse::new(usize::MAX);
-        let straight = store.road();
-        let successor = load(&straight, &name, TableSink { table: table.clone(), fuse: never });
-        timeout(PATIENCE, successor).await.unwrap().unwrap();
-        check(&store.embedded.client().pipeline(&name), &table, &name).await;
+    let mut asleep = 0;
+    'steps: for first in 1.. {
+        for second in 1..=WAY_BACK {
+            let name = format!("test/zombie-{first}-{second}");
+            let table = Arc::new(Mutex::new(Table::default()));
+            let fuses = [Fuse::new(first), Fuse::new(second)];
+            let roads = fuses.each_ref().map(|fuse| store.road_with(fuse));
+            let sink = |fuse: &Arc<Fuse>| TableSink { table: table.clone(), fuse: fuse.clone() };
+            let mut zombie = pin!(load(&roads[0], &name, sink(&fuses[0])));
+            let mut successor = pin!(load(&roads[1], &name, sink(&fuses[1])));
 
-        fuse.mend();
-        // Asleep before or in its resume it is a successor itself, of a branch that is at its end. Otherwise it is stopped,
-        // unless it had nothing left to do.
-        let woken = timeout(PATIENCE, zombie).await.unwrap();
-        if let Err(TwoPhaseError::Fencepost(error)) = &woken {
-            assert_eq!(error.reason(), Some(Reason::Fenced), "{name}: {error}");
+            // It falls asleep, its successor does after it, and it wakes first.
+            if let Some(done) = until_blown(&fuses[0], zombie.as_mut()).await {
+                done.unwrap();
+                break 'steps;
+            }
+            asleep += 1;
+            let early = until_blown(&fuses[1], successor.as_mut()).await;
+            fuses[0].mend();
+            let woken = timeout(PATIENCE, zombie).await.unwrap();
+            fuses[1].mend();
+            let last = match early {
+                Some(done) => done,
+                None => timeout(PATIENCE, successor).await.unwrap(),
+            };
+            // Asleep in its resume it is its successor's successor.
+            assert!(woken.is_ok() || last.is_ok(), "{name}: {woken:?}, {last:?}");
+            for stopped in [woken, last].into_iter().filter_map(Result::err) {
+                let reason = match &stopped {
+                    TwoPhaseError::Fencepost(error) => error.reason(),
+                    _ => None,
+                };
+                assert_eq!(reason, Some(Reason::Fenced), "{name}: {stopped}");
+            }
+            check(&store.embedded.client().pipeline(&name), &table, &name).await;
         }
-        check(&store.embedded.client().pipeline(&name), &table, &name).await;
+    }
+    assert_eq!(asleep, STEPS * WAY_BACK, "it fell asleep in every step");
+}
+
+/// What the work comes to, unless the fuse blows before that.
+async fn until_blown<W: Future>(fuse: &Fuse, work: Pin<&mut W>) -> Option<W::Output> {
+    tokio::select! {
+        done = timeout(PATIENCE, work) => Some(done.unwrap()),
+        () = fuse.blown() => None,
     }
 }
 

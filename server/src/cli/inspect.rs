@@ -1,13 +1,17 @@
 //! Looking at pipelines, branches and checkpoints.
 
+use std::num::NonZero;
+
 use clap::Args;
-use fencepost::v1::BranchInfo;
+use fencepost::v1::{BranchInfo, Merge};
 use fencepost_client::{Branch, Client, StoredCheckpoint};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::exit;
+use super::fact::{merge_json, merge_words};
 use super::output::{Cell, Output, UNREADABLE, hex, readable, write_raw};
+use super::traceparent;
 
 #[derive(Args)]
 pub(crate) struct Pipelines {
@@ -32,6 +36,9 @@ pub(crate) struct Checkpoints {
     /// How many, newest first.
     #[arg(long, short = 'n', default_value_t = 20)]
     limit: usize,
+    /// Only those of this trace: 32 hexadecimal digits, or a whole traceparent.
+    #[arg(long, value_name = "TRACE_ID", value_parser = traceparent::parse_id)]
+    trace: Option<NonZero<u128>>,
 }
 
 #[derive(Args)]
@@ -62,10 +69,11 @@ impl Pipelines {
                 Cell::count(pipeline.branches),
                 Cell::count(pipeline.leases),
                 Cell::count(pipeline.commits),
+                Cell::count(pipeline.dead_letters),
                 Cell::time(pipeline.last_committed_at_ms),
             ]
         });
-        let columns = ["pipeline", "branches", "leases", "commits", "last_commit"];
+        let columns = ["pipeline", "branches", "leases", "commits", "dead_letters", "last_commit"];
         output.rows(&columns, rows.collect(), &none)
     }
 }
@@ -112,7 +120,11 @@ pub(super) async fn find_branch(client: &Client, branch: &Branch) -> Result<Bran
 
 impl Checkpoints {
     pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
-        let mut checkpoints = client.pipeline(self.pipeline).branch(self.branch).checkpoints();
+        let branch = client.pipeline(self.pipeline).branch(self.branch);
+        let mut checkpoints = match self.trace {
+            Some(trace) => branch.checkpoints_of_trace(trace),
+            None => branch.checkpoints(),
+        };
         let mut rows = Vec::new();
         while rows.len() < self.limit
             && let Some(checkpoint) = checkpoints.next().await?
@@ -130,7 +142,8 @@ impl Checkpoints {
             ]);
         }
         let columns = ["sequence", "committed", "token", "lsn", "position", "state_bytes", "commit_id", UNREADABLE];
-        output.rows(&columns, rows, "no checkpoints yet")
+        let none = if self.trace.is_some() { "no checkpoints of that trace" } else { "no checkpoints yet" };
+        output.rows(&columns, rows, none)
     }
 }
 
@@ -151,6 +164,16 @@ impl Show {
 
 /// How much of a state a person is shown.
 const STATE_SHOWN_MAX: usize = 200;
+
+fn scope(checkpoint: &StoredCheckpoint) -> Cell {
+    let words = checkpoint.scope().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+    let values = checkpoint.scope().map(|(name, value)| (name.to_owned(), json!(value)));
+    Cell::maybe(&words.join(", ")).with_value(Value::Object(values.collect()))
+}
+
+fn merged(merge: &Merge) -> Cell {
+    Cell::text(merge_words(merge)).with_value(merge_json(merge))
+}
 
 fn print_checkpoint(checkpoint: &StoredCheckpoint, output: &Output) -> Result<(), CliError> {
     let integrity = checkpoint.integrity().cloned().unwrap_or_default();
@@ -181,5 +204,15 @@ fn print_checkpoint(checkpoint: &StoredCheckpoint, output: &Output) -> Result<()
         ("rows_filtered", Cell::optional(integrity.rows_filtered)),
         ("rows_dead", Cell::optional(integrity.rows_dead)),
         ("schema", Cell::text(hex(&integrity.schema_fingerprint))),
+        (
+            "format_version",
+            Cell::optional(Some(u64::from(checkpoint.format_version())).filter(|version| *version != 0)),
+        ),
+        ("scope", scope(checkpoint)),
+        ("traceparent", Cell::maybe(&checkpoint.traceparent().map(|it| it.to_string()).unwrap_or_default())),
+        ("late_for", Cell::maybe(checkpoint.late_for().unwrap_or_default())),
+        ("barrier", Cell::maybe(checkpoint.barrier().unwrap_or_default())),
+        ("merged_from", checkpoint.merge().map_or_else(|| Cell::none(false), merged)),
+        ("dead_letters", Cell::count(u64::from(checkpoint.dead_letters()))),
     ])
 }

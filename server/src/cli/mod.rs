@@ -5,13 +5,16 @@
 
 mod actor;
 mod audit;
+mod barrier;
 mod compact;
 mod confirm;
+mod dead_letters;
 mod demo;
 mod duration;
 mod error;
 mod exit;
 mod fact;
+mod fence;
 mod fork;
 mod health;
 mod inspect;
@@ -25,9 +28,13 @@ mod restore;
 mod rewind;
 mod run;
 mod savepoint;
+mod schema;
+mod scope;
 mod serve;
 mod snapshot;
+mod staged;
 mod status;
+mod traceparent;
 mod transfer;
 mod verify;
 
@@ -98,7 +105,18 @@ enum Command {
     /// Name a checkpoint so that it is kept; list and delete such names.
     #[command(subcommand)]
     Savepoint(savepoint::SavepointCommand),
+    /// Say which schemas checkpoints may have; list them.
+    #[command(subcommand)]
+    Schema(schema::SchemaCommand),
+    Staged(staged::Staged),
+    Barriers(barrier::Barriers),
+    /// Open a barrier; show, await or abort one.
+    #[command(subcommand)]
+    Barrier(barrier::BarrierCommand),
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     Rewind(rewind::Rewind),
+    Fence(fence::Fence),
     Fork(fork::Fork),
     Audit(audit::Audit),
     Compact(compact::Compact),
@@ -179,6 +197,12 @@ async fn client_command(command: Command, endpoint: &str, output: &Output) -> Re
         Command::Lease(lease) => lease.run(&client, output).await?,
         Command::Policy(policy) => policy.run(&client, output).await?,
         Command::Savepoint(savepoint) => savepoint.run(&client, output).await?,
+        Command::Schema(schema) => schema.run(&client, output).await?,
+        Command::Staged(staged) => staged.run(&client, output).await?,
+        Command::Barriers(barriers) => barriers.run(&client, output).await?,
+        Command::Barrier(barrier) => return barrier.run(&client, output).await,
+        Command::DeadLetters(letters) => letters.run(&client, output).await?,
+        Command::Fence(fence) => fence.run(&client, output).await?,
         Command::Rewind(rewind) => rewind.run(&client, output).await?,
         Command::Fork(fork) => fork.run(&client, output).await?,
         Command::Audit(audit) => audit.run(&client, output).await?,

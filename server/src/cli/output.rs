@@ -29,8 +29,8 @@ pub(crate) struct Output {
 
 /// One value: what a person reads and what a program reads.
 pub(super) struct Cell {
-    text: String,
-    value: Value,
+    pub(super) text: String,
+    pub(super) value: Value,
     is_number: bool,
 }
 

@@ -51,6 +51,8 @@ async fn server(client: &Client, output: &Output) -> Result<(), CliError> {
         ("branches", Cell::count(status.branches)),
         ("leases", Cell::count(status.leases)),
         ("commits", Cell::count(counters.commits)),
+        ("stages", Cell::count(counters.stages)),
+        ("barriers", Cell::count(counters.barriers)),
         ("grants", Cell::count(counters.grants)),
         ("keepalives", Cell::count(counters.keepalives)),
         ("refusals", health::refusals(&counters.refusals)),

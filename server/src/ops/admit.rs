@@ -4,14 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{ClusterCreated, Committed, Fact, ImportFinished, ImportStarted, PolicySet, SavepointCreated};
+use fencepost::log::v1::{
+    ClusterCreated, Committed, Fact, ImportFinished, ImportStarted, PolicySet, SavepointCreated, SchemaDeclared,
+};
+use fencepost::v1::DeclareSchemaRequest;
 use fencepost::{LogIndex, Lsn};
 
 use super::transfer::Contents;
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
-    COUNT_END, State, check_asked_by, check_checkpoint, check_id, check_name, check_pipeline, check_policy,
+    COUNT_END, State, check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id, check_name,
+    check_pipeline, check_policy, check_schema,
 };
 
 /// What an export was found to be.
@@ -75,6 +79,7 @@ impl Admission {
             }
             Some(Kind::PolicySet(set)) => check_set(set),
             Some(Kind::SavepointCreated(created)) => self.check_savepoint(created),
+            Some(Kind::SchemaDeclared(declared)) => self.check_declared(declared),
             Some(Kind::ImportFinished(ImportFinished { digest, .. })) => check_length("digest", digest, &[0, 32]),
             _ => return Err("it is of a kind that an export does not have".to_owned()),
         };
@@ -83,7 +88,8 @@ impl Admission {
         match fact.kind {
             Some(Kind::ImportStarted(started)) => self.started = Some(started),
             Some(Kind::Imported(imported)) => {
-                for moved in imported.commit.into_iter().flat_map(|commit| commit.branches) {
+                let moved = imported.commit.into_iter().flat_map(|commit| commit.branches);
+                for moved in moved.filter(|moved| moved.checkpoint.is_some()) {
                     self.contents.checkpoints += 1;
                     self.checkpoints.entry(moved.branch).or_default().push((moved.sequence, lsn));
                 }
@@ -103,6 +109,12 @@ impl Admission {
         let Admission { state, started, is_finished, checkpoints, named, mut contents } = self;
         let cut_short = "it has no beginning or no end: the export was cut short";
         let started = started.filter(|_| is_finished).ok_or(cut_short)?;
+        for (name, head) in state.pipeline(&started.pipeline).into_iter().flat_map(|known| known.branches_after("")) {
+            let newest = checkpoints.get(name).and_then(|found| found.last()).map_or(0, |(sequence, _)| *sequence);
+            if head.head().is_some_and(|head| head.sequence != newest) {
+                return Err(format!("the newest commit of branch '{name}' has no checkpoint: expected one"));
+            }
+        }
         for (name, found) in &checkpoints {
             let oldest = state.oldest_retained(&started.pipeline, name);
             let newest = found.last().map_or(0, |(sequence, _)| *sequence);
@@ -140,6 +152,23 @@ impl Admission {
     }
 }
 
+impl Admission {
+    fn check_declared(&self, declared: &SchemaDeclared) -> Result<(), String> {
+        let SchemaDeclared { pipeline, schema, actor, reason } = declared;
+        let schema = schema.as_ref().ok_or("schema is absent: expected a schema")?;
+        check_schema(schema).map_err(said)?;
+        check_asked_by(actor, reason).map_err(said)?;
+        // What a request is held against: what it succeeds, and how many there are.
+        let (pipeline, schema) = (pipeline.clone(), Some(schema.clone()));
+        let request = DeclareSchemaRequest { pipeline, schema, ..DeclareSchemaRequest::default() };
+        match self.state.judge_declared(&request) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err("it declares a schema again".to_owned()),
+            Err(refusal) => Err(said(refusal)),
+        }
+    }
+}
+
 fn check_started(started: &ImportStarted) -> Result<(), String> {
     let ImportStarted { pipeline, digest, source_cluster_id, source_lsn: _, source_pipeline, actor, reason } = started;
     check_pipeline("pipeline", pipeline).map_err(said)?;
@@ -160,7 +189,7 @@ fn check_commit(commit: &Committed) -> Result<(), String> {
     if branches == 0 || branches > limits::BRANCHES_MAX {
         return Err(format!("branches has {branches} of them: expected 1 to {}", limits::BRANCHES_MAX));
     }
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut letters, mut letter_bytes) = (BTreeSet::new(), 0, 0);
     for (i, moved) in commit.branches.iter().enumerate() {
         let field = |name: &str| format!("branches[{i}].{name}");
         check_name(&field("branch"), &moved.branch).map_err(said)?;
@@ -168,9 +197,21 @@ fn check_commit(commit: &Committed) -> Result<(), String> {
             return Err(format!("{} is '{}': expected each branch once", field("branch"), moved.branch));
         }
         check_count(&field("sequence"), moved.sequence)?;
-        let checkpoint = moved.checkpoint.as_ref();
-        let checkpoint =
-            checkpoint.ok_or_else(|| format!("{} is absent: expected a checkpoint", field("checkpoint")))?;
+        letters += moved.dead_letters.len();
+        letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
+        for (number, letter) in moved.dead_letters.iter().enumerate() {
+            check_dead_letter(&format!("{}[{number}]", field("dead_letters")), letter).map_err(said)?;
+        }
+        if moved.staged_lsn != 0 || !moved.replayed.is_empty() {
+            return Err(format!("{} or replayed is there: expected neither in an export", field("staged_lsn")));
+        }
+        let Some(checkpoint) = &moved.checkpoint else {
+            // It is not retained, and its dead letters are open.
+            if moved.dead_letters.is_empty() {
+                return Err(format!("{} is absent: expected a checkpoint, or dead letters", field("checkpoint")));
+            }
+            continue;
+        };
         check_checkpoint(&field("checkpoint"), checkpoint).map_err(said)?;
         let (declared, actual) = (checkpoint.payload_crc32, checkpoint.computed_crc32());
         if declared != Some(actual) {
@@ -178,6 +219,13 @@ fn check_commit(commit: &Committed) -> Result<(), String> {
             let declared = declared.map_or_else(|| "absent".to_owned(), |declared| format!("{declared:08x}"));
             return Err(format!("{field} is {declared}: expected {actual:08x}"));
         }
+    }
+    if letters > limits::DEAD_LETTERS_MAX {
+        return Err(format!("dead_letters has {letters} of them: expected at most {}", limits::DEAD_LETTERS_MAX));
+    }
+    check_bytes("dead_letters", letter_bytes, limits::DEAD_LETTERS_BYTES_MAX).map_err(said)?;
+    if commit.barrier.is_some() || commit.merge.is_some() {
+        return Err("barrier or merge is there: expected neither in an export".to_owned());
     }
     Ok(())
 }

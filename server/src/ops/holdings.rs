@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::{Lsn, Made};
+use fencepost::{Lsn, Made, Payload};
 
 use crate::index::Located;
 use crate::state::{State, entry};
@@ -38,6 +38,8 @@ struct HeldBranch {
     head: u64,
     /// In the order of sequences, which is that of the log.
     places: BTreeMap<u64, Lsn>,
+    /// Where those of them were staged that were, and what is staged now.
+    staged: BTreeMap<u64, Lsn>,
 }
 
 /// Kept checkpoints of a branch that nobody knows the places of, and between which log indexes they must be.
@@ -69,15 +71,23 @@ impl Holdings {
             let branch = entry(&mut held.branches, branch);
             branch.retained_from = branch.retained_from.max(moved.map_or(1, |moved| moved.retained_from));
             branch.set_head(sequence, payload.is_there().then_some(lsn));
+            match payload {
+                Payload::Staged(staged) => drop(branch.staged.insert(sequence, staged)),
+                Payload::Here(_) | Payload::Gone => drop(branch.staged.remove(&sequence)),
+            }
         }
     }
 
     /// Takes note of a fact whose payload is not what was written. Often it still says what it was.
     pub(super) fn suspect(&mut self, lsn: Lsn, fact: &Fact) {
         let pipeline = fact.pipeline().unwrap_or_default().to_owned();
-        self.suspects.extend(fact.checkpoints().map(|made| {
-            let (branch, sequence) = (made.branch.to_owned(), made.sequence);
-            (lsn, Located { pipeline: pipeline.clone(), branch, sequence })
+        let staged = match &fact.kind {
+            Some(Kind::Staged(staged)) => Some((staged.branch.as_str(), staged.sequence)),
+            _ => None,
+        };
+        let made = fact.checkpoints().map(|made| (made.branch, made.sequence)).chain(staged);
+        self.suspects.extend(made.map(|(branch, sequence)| {
+            (lsn, Located { pipeline: pipeline.clone(), branch: branch.to_owned(), sequence })
         }));
     }
 
@@ -90,6 +100,7 @@ impl Holdings {
                 branch.retained_from = known.retained_from();
                 let head = known.head().unwrap_or_default();
                 branch.set_head(head.sequence, Some(head.lsn));
+                branch.staged.extend(known.staged().map(|staged| (staged.sequence, staged.lsn)));
             }
             let named = pipeline.savepoints_after("");
             held.savepoints =
@@ -107,7 +118,8 @@ impl Holdings {
                 lost.push(Located { pipeline: pipeline.to_string(), branch: branch.to_owned(), sequence });
             };
             for (name, branch) in &held.branches {
-                branch.kept().filter(|(_, lsn)| is_in(lsn)).for_each(|(sequence, _)| add(name, sequence));
+                let staged = branch.staged.iter().map(|(sequence, lsn)| (*sequence, *lsn));
+                branch.kept().chain(staged).filter(|(_, lsn)| is_in(lsn)).for_each(|(sequence, _)| add(name, sequence));
                 let gaps = branch.gaps();
                 gaps.iter().filter(|gap| meets(gap)).for_each(|gap| {
                     gap.sequences.clone().take(NAMED_MAX + 1).for_each(|sequence| add(name, sequence));
@@ -165,6 +177,12 @@ impl HeldBranch {
             self.places.insert(sequence, place);
         }
         self.head = sequence;
+        while self.staged.last_key_value().is_some_and(|(newer, _)| *newer > sequence) {
+            self.staged.pop_last();
+        }
+        while self.staged.first_key_value().is_some_and(|(older, _)| *older < self.retained_from) {
+            self.staged.pop_first();
+        }
         while self.places.first_key_value().is_some_and(|(older, _)| *older < self.retained_from) {
             self.places.pop_first();
         }

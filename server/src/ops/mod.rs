@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod check;
+mod exported;
 mod holdings;
 mod manifest;
 pub mod offline;

@@ -2,8 +2,9 @@
 //!
 //! An export is what compaction would keep of the pipeline, in the form of the very facts that an import appends: a segment
 //! file of the log's format that begins with `ImportStarted` and ends with `ImportFinished`. What comes along: retained
-//! checkpoints with their commit ids, savepoints, the policy. What does not: leases and their tokens, which mean nothing
-//! elsewhere, the audit, and savepoints on what a rewind abandoned.
+//! checkpoints with their commit ids, savepoints, the policy, open dead letters, which get new numbers, and declared schemas.
+//! What does not: leases and their tokens, which mean nothing elsewhere, what is staged and open barriers, whose workers and
+//! sinks are here, which inputs were merged, the audit, and savepoints on what a rewind abandoned.
 //!
 //! Its entries are numbered anew from 1, because one file cannot span all indexes that a log may have. So a savepoint in it names
 //! the place that its checkpoint has in the file.
@@ -15,16 +16,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Committed, CommittedBranch, Fact, ImportFinished, ImportStarted, Imported, SavepointCreated};
-use fencepost::{LogIndex, Lsn, Made, Payload};
+use fencepost::log::v1::{Fact, ImportFinished, ImportStarted, Imported, SavepointCreated};
+use fencepost::{LogIndex, Lsn};
 use prost::Message as _;
 
 use super::admit::{Admission, Admitted};
+use super::exported::Exporter;
 use super::manifest::BadSnapshot;
 use crate::disk::Disk;
 use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabel};
-use crate::state::State;
 use crate::upkeep::{hot_state, replay};
+
+/// An entry of an export is closed when its facts have so many bytes, or when it has so many facts.
+const ENTRY_BYTES: usize = 1 << 20;
+const ENTRY_FACTS: usize = 10_000;
 
 /// What an export holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,10 +58,9 @@ pub fn export(
     let through = log.last_index();
     let mut state = hot_state::load(disk, data_dir, log).unwrap_or_default();
     replay(log, &mut state, through, |_, _| pace(0))?;
-    let known = state.pipeline(pipeline);
-    if known.is_none_or(crate::state::Pipeline::is_importing) {
+    let Some(known) = state.pipeline(pipeline).filter(|known| !known.is_importing()) else {
         return Err(BadSnapshot::Refused(format!("there is no pipeline '{pipeline}', or it is being imported itself")));
-    }
+    };
 
     let label = SegmentLabel {
         content: Content::Export,
@@ -79,34 +83,49 @@ pub fn export(
         ..ImportStarted::default()
     };
     push(index, &[(0, encoded(0, Kind::ImportStarted(started)))])?;
-    let mut contents = Contents { pipeline: pipeline.to_owned(), ..Contents::default() };
-    let mut commits = 0;
-    let savepoints = known.into_iter().flat_map(|known| known.savepoints_after(""));
-    // Where the log has what savepoints name, and where the file has it.
-    let mut places: BTreeMap<Lsn, Lsn> = savepoints.map(|(_, savepoint)| (savepoint.lsn, Lsn::ZERO)).collect();
+    let mut exporter = Exporter::new(&state, pipeline, known, log);
+    // Where the log has what savepoints name, and where the file has it, by branch.
+    let mut places: BTreeMap<Lsn, BTreeMap<&str, Lsn>> = BTreeMap::new();
+    for (_, savepoint) in known.savepoints_after("") {
+        places.entry(savepoint.lsn).or_default().insert(&savepoint.branch, Lsn::ZERO);
+    }
     index = index.next();
     for entry in log.entries(LogIndex(1)) {
         let entry = entry?;
         if entry.index > through {
             break;
         }
-        let (mut facts, mut bytes) = (Vec::new(), 0);
+        let (mut facts, mut length, mut bytes) = (Vec::new(), 0, 0);
         for (ordinal, payload) in entry.facts {
             bytes += payload.len() as u64;
             let lsn = Lsn::new(entry.index, ordinal);
             let undecodable = |error| BadSnapshot::Log(format!("the fact at LSN {lsn} does not decode: {error}"));
             let fact = Fact::decode(payload).map_err(undecodable)?;
-            if fact.pipeline() == Some(pipeline)
-                && let Some(mut kind) = exported(&state, lsn, &fact, &mut commits, &mut contents)
-            {
-                bring_staged(log, &mut kind)?;
-                if let Kind::SavepointCreated(created) = &mut kind {
-                    let place = places.get(&Lsn::from_u64(created.checkpoint_lsn));
-                    created.checkpoint_lsn = place.map_or(0, |place| place.as_u64());
-                } else if let Some(place) = places.get_mut(&lsn) {
-                    *place = Lsn::new(index, ordinal);
+            if fact.pipeline() != Some(pipeline) {
+                continue;
+            }
+            for mut kind in exporter.take(lsn, &fact)? {
+                if length > ENTRY_BYTES || facts.len() >= ENTRY_FACTS {
+                    push(index, &std::mem::take(&mut facts))?;
+                    (index, length) = (index.next(), 0);
                 }
-                facts.push((ordinal, encoded(fact.at_ms, kind)));
+                let place = Lsn::new(index, facts.len() as u16);
+                match &mut kind {
+                    Kind::SavepointCreated(created) => {
+                        let named = places.get(&Lsn::from_u64(created.checkpoint_lsn));
+                        let named = named.and_then(|branches| branches.get(&*created.branch));
+                        created.checkpoint_lsn = named.map_or(0, |place| place.as_u64());
+                    }
+                    Kind::Imported(Imported { commit: Some(commit), .. }) => {
+                        let named = places.get_mut(&lsn).into_iter().flatten();
+                        let is_here = |branch: &str| commit.branches.iter().any(|moved| moved.branch == branch);
+                        named.filter(|(branch, _)| is_here(branch)).for_each(|(_, at)| *at = place);
+                    }
+                    _ => {}
+                }
+                let payload = encoded(fact.at_ms, kind);
+                length += payload.len();
+                facts.push((place.ordinal(), payload));
             }
         }
         if !facts.is_empty() {
@@ -120,81 +139,8 @@ pub fn export(
     let finished = ImportFinished { pipeline: pipeline.to_owned(), digest: Bytes::new() };
     push(index, &[(0, encoded(0, Kind::ImportFinished(finished)))])?;
     writer.finish(index)?;
-    contents.branches =
-        known.map_or(0, |known| known.branches_after("").filter(|(_, it)| it.head().is_some()).count()) as u64;
-    Ok(contents)
-}
-
-/// What an export has of a fact, if anything.
-fn exported(state: &State, lsn: Lsn, fact: &Fact, commits: &mut u64, contents: &mut Contents) -> Option<Kind> {
-    let name = fact.pipeline()?;
-    let pipeline = state.pipeline(name)?;
-    match fact.kind.as_ref()? {
-        Kind::PolicySet(set) => {
-            let is_in_force = pipeline.policy().is_some_and(|policy| policy.lsn == lsn);
-            return is_in_force.then(|| Kind::PolicySet(set.clone()));
-        }
-        Kind::SavepointCreated(created) => {
-            let at = Lsn::from_u64(created.checkpoint_lsn);
-            let is_abandoned = state.branch(name, &created.branch)?.is_abandoned(created.sequence, at);
-            if is_abandoned || pipeline.savepoint(&created.name)?.created != lsn {
-                return None;
-            }
-            contents.savepoints += 1;
-            return Some(Kind::SavepointCreated(created.clone()));
-        }
-        _ => {}
-    }
-    let mut branches = Vec::new();
-    for Made { branch, sequence, payload } in fact.checkpoints() {
-        let known = state.branch(name, branch)?;
-        if known.is_abandoned(sequence, lsn) || !state.is_retained(name, branch, sequence, lsn) {
-            continue;
-        }
-        branches.push(CommittedBranch {
-            branch: branch.to_owned(),
-            sequence,
-            token: fact
-                .commit()
-                .and_then(|it| it.branches.iter().find(|it| it.branch == branch))
-                .map_or(0, |it| it.token),
-            checkpoint: if let Payload::Here(checkpoint) = payload { Some(checkpoint.clone()) } else { None },
-            staged_lsn: if let Payload::Staged(lsn) = payload { lsn.as_u64() } else { 0 },
-            retained_from: known.retained_from(),
-            ..CommittedBranch::default()
-        });
-    }
-    if branches.is_empty() {
-        return None;
-    }
-    *commits += 1;
-    contents.checkpoints += branches.len() as u64;
-    let (commit_id, digest) = fact.commit().map_or_else(
-        || (String::new(), Bytes::from_static(&[0; 16])),
-        |commit| (commit.commit_id.clone(), commit.digest.clone()),
-    );
-    let committed_at_ms = match &fact.kind {
-        Some(Kind::Imported(imported)) => imported.committed_at_ms,
-        _ => fact.at_ms,
-    };
-    let (pipeline, number) = (name.to_owned(), *commits);
-    let commit = Committed { pipeline, commit_id, digest, branches, number, ..Committed::default() };
-    Some(Kind::Imported(Imported { commit: Some(commit), committed_at_ms }))
-}
-
-/// Puts the checkpoints that were staged where the commit refers to them: an export has no staged ones.
-fn bring_staged(log: &Log, kind: &mut Kind) -> Result<(), BadSnapshot> {
-    let Kind::Imported(Imported { commit: Some(commit), .. }) = kind else { return Ok(()) };
-    for moved in commit.branches.iter_mut().filter(|moved| moved.staged_lsn != 0) {
-        let lsn = Lsn::from_u64(std::mem::take(&mut moved.staged_lsn));
-        let unreadable = |what: String| {
-            BadSnapshot::Log(format!("the fact at LSN {lsn}, which staged what a commit refers to: {what}"))
-        };
-        let payload = log.read(lsn).map_err(|error| unreadable(error.to_string()))?;
-        let fact = Fact::decode(payload).map_err(|error| unreadable(error.to_string()))?;
-        moved.checkpoint = fact.payloads().next().cloned();
-    }
-    Ok(())
+    let branches = known.branches_after("").filter(|(_, it)| it.head().is_some()).count() as u64;
+    Ok(Contents { branches, ..exporter.contents })
 }
 
 fn encoded(at_ms: u64, kind: Kind) -> Vec<u8> {
@@ -283,6 +229,7 @@ pub fn renamed(mut kind: Kind, pipeline: &str, place: impl FnOnce(&SavepointCrea
             }
         }
         Kind::PolicySet(set) => pipeline.clone_into(&mut set.pipeline),
+        Kind::SchemaDeclared(declared) => pipeline.clone_into(&mut declared.pipeline),
         Kind::SavepointCreated(created) => {
             pipeline.clone_into(&mut created.pipeline);
             created.checkpoint_lsn = place(created).map_or(0, Lsn::as_u64);
@@ -294,7 +241,7 @@ pub fn renamed(mut kind: Kind, pipeline: &str, place: impl FnOnce(&SavepointCrea
 
 #[cfg(test)]
 mod tests {
-    use fencepost::log::v1::ClusterCreated;
+    use fencepost::log::v1::{ClusterCreated, Committed, CommittedBranch};
     use fencepost::v1::Checkpoint;
     use uuid::Uuid;
 

@@ -11,6 +11,7 @@ use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
 use super::barriers::may_change;
+use super::health::Health;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
@@ -20,7 +21,9 @@ use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State};
+use crate::state::{
+    Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State, compare_scope,
+};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -58,7 +61,7 @@ impl Core {
     pub(super) fn new(state: State, index: Index, last_index: LogIndex, clock: Clock, counters: Arc<Counters>) -> Core {
         let leases = LeaseClock::new(clock.now(), state.grants().map(|grant| grant.token), state.counts().2);
         Core {
-            view: View { state, index, leases },
+            view: View { state, index, leases, health: Health::default() },
             waiters: Waiters::default(),
             waiters_due: clock.now(),
             clock,
@@ -176,6 +179,7 @@ impl Core {
             Ok(_) => {}
             Err(refusal) => {
                 self.counters.refusal(refusal.reason);
+                self.view.health.refused_commit(&self.view.state, refusal);
                 reply.poison_session();
             }
         }
@@ -183,6 +187,7 @@ impl Core {
     }
 
     fn judge_commit(&mut self, commit: Commit) -> Result<CommitDone, Refusal> {
+        self.view.health.asks(&commit.request);
         match self.view.state.evaluate_commit(commit, self.clock.wall_ms())? {
             CommitVerdict::AlreadyApplied(lsn) => Ok(CommitDone { lsn, already: true, seen: self.seen() }),
             CommitVerdict::Apply(committed) => {
@@ -202,28 +207,50 @@ impl Core {
             let arrived = waiter.readable.arrived.unwrap_or_else(|| self.seen());
             waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
-            if let Some(unread) = self.unread(&waiter) {
-                let state = &self.view.state;
-                let is_meant = state.check_cluster(request.cluster.as_ref()).and(state.check_ready(&request.pipeline));
-                return self.answer(waiter.reply, is_meant.map(|()| Resumed::ReadFirst { unread, arrived }));
+            match self.check_head(&waiter) {
+                Ok(None) => {}
+                Ok(Some(unread)) => return self.answer(waiter.reply, Ok(Resumed::ReadFirst { unread, arrived })),
+                Err(refusal) => return self.answer_resume(waiter, Err(refusal)),
             }
             self.serve(&request.pipeline.clone(), &request.branch.clone());
         }
         self.decide_resume(waiter);
     }
 
+    /// Compares the scope of a request that came just now with that of the head. If something has to be read first it is
+    /// answered.
+    fn check_head(&self, waiter: &Waiter) -> Result<Option<Unread>, Refusal> {
+        let (state, request) = (&self.view.state, &waiter.resume.request);
+        state.check_cluster(request.cluster.as_ref())?;
+        state.check_ready(&request.pipeline)?;
+        let unread = self.unread(waiter);
+        let head = state.branch(&request.pipeline, &request.branch).and_then(Branch::head);
+        if let (None, Some(head)) = (unread, head) {
+            compare_scope(request, head.sequence, &waiter.readable.scope)?;
+        }
+        Ok(unread)
+    }
+
+    fn answer_resume(&mut self, waiter: Waiter, result: Result<Resumed, Refusal>) {
+        if let Err(refusal) = &result {
+            let ResumeRequest { pipeline, branch, .. } = &waiter.resume.request;
+            self.view.health.refused(&self.view.state, pipeline, branch, refusal.reason);
+        }
+        self.answer(waiter.reply, result);
+    }
+
     /// What has to be read before the branch can be granted.
     fn unread(&self, waiter: &Waiter) -> Option<Unread> {
         let request = &waiter.resume.request;
         let branch = self.view.state.branch(&request.pipeline, &request.branch)?;
-        let Readable { after, at, staged: staged_at, .. } = waiter.readable;
+        let Readable { after, at, staged: staged_at, .. } = &waiter.readable;
         let head = branch.head().map(|head| head.lsn).filter(|head| {
             // A scope has to be compared with what the head says, however new it is.
-            let is_new = request.scope.is_empty() && head.index() > after;
-            !is_new && *head != at
+            let is_new = request.scope.is_empty() && head.index() > *after;
+            !is_new && head != at
         });
         let staged = branch.staged().map(|staged| staged.lsn);
-        let staged = staged.filter(|staged| staged.index() <= after && *staged != staged_at);
+        let staged = staged.filter(|staged| staged.index() <= *after && staged != staged_at);
         head.map(Unread::Head).or(staged.map(Unread::Staged))
     }
 
@@ -269,7 +296,7 @@ impl Core {
             }),
             Err(refusal) => Err(refusal),
         };
-        self.answer(waiter.reply, result);
+        self.answer_resume(waiter, result);
     }
 
     fn granted(&self, resume: &Resume, token: Token) -> Resumed {
@@ -379,6 +406,10 @@ impl Core {
         }
         self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
         self.view.index.feed(lsn, &fact);
+        if let Some(kind) = &fact.kind {
+            self.counters.fact(kind);
+            self.view.health.note(kind, || self.clock.now());
+        }
         let encode = |buffer: &mut BytesMut| fact.encode(buffer).expect("a growing buffer has room for every fact");
         self.batch.entry.push_with(fact.encoded_len(), encode);
         lsn

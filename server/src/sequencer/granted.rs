@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fencepost::v1::Barrier;
+use fencepost::v1::{Barrier, Fingerprint};
 use fencepost::{LogIndex, Lsn, Token};
 
 use crate::state::{Head, Staged};
@@ -28,12 +28,14 @@ pub struct Granted {
 
 /// Heads that can be read. A branch is granted only at one of these: otherwise whoever has it would be fenced by somebody
 /// who cannot begin.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Readable {
     /// All that were made after this entry; but none of them if the request has a scope.
     pub after: LogIndex,
-    /// And the one that this fact made, which was read, and its scope compared.
+    /// And the one that this fact made, which was read.
     pub at: Lsn,
+    /// What that one says of its scope.
+    pub scope: Vec<Fingerprint>,
     /// The same of what is staged; that has no scope.
     pub staged: Lsn,
     /// As in [`Resumed::ReadFirst`], if the branch was asked for before.

@@ -16,6 +16,7 @@ mod barriers;
 mod core;
 mod driver;
 mod granted;
+mod health;
 mod lease_clock;
 mod outbox;
 mod reply;
@@ -29,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{ClusterRef, Header, KeepAliveRequest, LeaseRef};
+use fencepost::v1::{BranchHealth, ClusterRef, Header, KeepAliveRequest, LeaseRef};
 use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -39,6 +40,7 @@ pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
 use self::core::Core;
 use self::driver::{Driver, refuse};
+use self::health::Health;
 use self::lease_clock::LeaseClock;
 use self::outbox::Outbox;
 use self::reply::{Answer, Budget};
@@ -82,9 +84,15 @@ pub struct View {
     /// Where old checkpoints are.
     pub index: Index,
     leases: LeaseClock,
+    health: Health,
 }
 
 impl View {
+    /// What was measured of the branch since the server started, if anything.
+    pub fn health(&self, pipeline: &str, branch: &str) -> Option<&BranchHealth> {
+        self.health.of(pipeline, branch)
+    }
+
     /// For how long nothing was heard from the holder of this token.
     pub fn silent(&self, token: Token) -> Duration {
         self.leases.silent(token)

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, OnMissing, ResumeRequest};
+use fencepost::v1::{
+    ArriveRequest, BranchCommit, Checkpoint, CommitRequest, KeepAliveRequest, LeaseRef, OnMissing, OpenBarrierRequest,
+    ResumeRequest, StageRequest,
+};
 use fencepost::{LogIndex, Reason, Token};
 use tokio::sync::{mpsc, oneshot};
 
@@ -18,7 +21,7 @@ use super::*;
 use crate::clock::random_id;
 use crate::disk::sim::{Lasting, Operation, SimDisk};
 use crate::log::LogConfig;
-use crate::state::Digest;
+use crate::state::{ArriveVerdict, Digest, OpenVerdict, Stage, StageVerdict};
 
 const PIPELINE: &str = "prod/orders";
 const TTL: Duration = Duration::from_secs(30);
@@ -408,4 +411,136 @@ async fn after_a_refusal_nothing_of_its_session_is_applied_and_other_sessions_go
     reasons.sort_by_key(|(session, number, _)| (*session, *number));
     let poisoned = Some(Reason::SessionPoisoned);
     assert_eq!(reasons, [(1, 1, None), (1, 2, Some(Reason::InvalidField)), (1, 3, poisoned), (2, 1, None)]);
+}
+
+fn open_barrier(name: &str, participants: &[&str], timeout: Duration) -> OpenBarrierRequest {
+    OpenBarrierRequest {
+        pipeline: PIPELINE.to_owned(),
+        name: name.to_owned(),
+        participants: participants.iter().map(|it| (*it).to_owned()).collect(),
+        timeout_ms: timeout.as_millis() as u64,
+        ..OpenBarrierRequest::default()
+    }
+}
+
+fn opened(state: &State, now_ms: u64, request: &OpenBarrierRequest) -> Result<Decision<()>, Refusal> {
+    match state.evaluate_open_barrier(request, now_ms)? {
+        OpenVerdict::Open(opened) => Ok(Decision { fact: Some(Kind::BarrierOpened(opened)), answer: () }),
+        verdict => panic!("{verdict:?}"),
+    }
+}
+
+impl Deciding {
+    fn decide(
+        &mut self,
+        holder: Option<Token>,
+        decide: impl FnOnce(&State, u64) -> Result<Decision<()>, Refusal>,
+    ) -> Result<Decided<()>, Refusal> {
+        let (reply, mut answer) = oneshot::channel();
+        self.core.decide_rare(holder, decide, reply);
+        self.settle();
+        answer.try_recv().unwrap()
+    }
+
+    fn stage(&mut self, branch: &str, token: Token) {
+        let request = StageRequest {
+            pipeline: PIPELINE.to_owned(),
+            branch: branch.to_owned(),
+            token: token.as_u64(),
+            sequence: 1,
+            stage_id: "tx".to_owned(),
+            checkpoint: Some(Checkpoint::default()),
+            ..StageRequest::default()
+        };
+        let stage = Stage { request, digest: Digest::default(), payload_fault: None };
+        let staged = self.decide(Some(token), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
+            StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(staged)), answer: () }),
+            StageVerdict::AlreadyStaged(_) => panic!("nothing is staged"),
+        });
+        staged.unwrap();
+    }
+
+    fn arrive(&mut self, barrier: &str, branch: &str, token: Token) -> bool {
+        let request = ArriveRequest {
+            pipeline: PIPELINE.to_owned(),
+            barrier: barrier.to_owned(),
+            branch: branch.to_owned(),
+            token: token.as_u64(),
+            stage_id: "tx".to_owned(),
+            cluster: None,
+        };
+        let mut is_complete = false;
+        let arrived = self.decide(Some(token), |state, now_ms| {
+            let fact = match state.evaluate_arrive(&request, now_ms)? {
+                ArriveVerdict::Arrived(arrived) => Kind::BarrierArrived(arrived),
+                ArriveVerdict::Completed(committed) => Kind::Committed(committed),
+                verdict => panic!("{verdict:?}"),
+            };
+            is_complete = matches!(fact, Kind::Committed(_));
+            Ok(Decision { fact: Some(fact), answer: () })
+        });
+        arrived.unwrap();
+        is_complete
+    }
+}
+
+#[test]
+fn a_stage_and_an_arrival_keep_the_own_lease_alive_and_no_other() {
+    let mut deciding = Deciding::new();
+    let [ewr, jfk] = ["ewr", "jfk"].map(|branch| granted(&mut deciding.ask_for(branch, "a", Duration::ZERO)).token);
+    let [mut for_ewr, mut for_jfk] = ["ewr", "jfk"].map(|branch| deciding.ask_for(branch, "b", TTL * 10));
+    let request = open_barrier("day-1", &["ewr", "jfk"], Duration::ZERO);
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    let nearly = TTL - Duration::from_secs(1);
+    deciding.pass(nearly);
+    deciding.stage("ewr", ewr);
+    deciding.stage("jfk", jfk);
+    deciding.pass(nearly);
+    assert!(!deciding.arrive("day-1", "ewr", ewr));
+    assert!(deciding.arrive("day-1", "jfk", jfk), "the last one");
+    assert!(for_ewr.try_recv().is_err() && for_jfk.try_recv().is_err());
+    deciding.pass(nearly);
+    assert!(for_ewr.try_recv().is_err() && for_jfk.try_recv().is_err());
+    deciding.pass(Duration::from_secs(2));
+    assert!(for_ewr.try_recv().unwrap().is_ok() && for_jfk.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_holder_that_released_its_branch_is_not_heard_through_the_barrier() {
+    let mut deciding = Deciding::new();
+    let [ewr, jfk] = ["ewr", "jfk"].map(|branch| granted(&mut deciding.ask_for(branch, "a", Duration::ZERO)).token);
+    let request = open_barrier("day-1", &["ewr", "jfk"], Duration::ZERO);
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    for (branch, token) in [("ewr", ewr), ("jfk", jfk)] {
+        deciding.stage(branch, token);
+        deciding.arrive("day-1", branch, token);
+        let (reply, _released) = oneshot::channel();
+        deciding.core.decide(Work::Release { cluster: None, lease: lease(branch, token), reply });
+        deciding.settle();
+    }
+    assert!(!deciding.core.needs_ticks(), "nobody holds anything, so nobody is waited for");
+}
+
+#[test]
+fn a_deadline_is_looked_for_as_long_as_there_is_one_and_gives_the_barrier_up() {
+    let mut deciding = Deciding::new();
+    let request = open_barrier("day-1", &["ewr"], Duration::from_secs(5));
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    let mut changes = deciding.core.barriers();
+    assert!(deciding.core.needs_ticks() && !deciding.core.is_overdue());
+    deciding.clock.advance(Duration::from_secs(4));
+    assert!(!deciding.core.is_overdue());
+    deciding.clock.advance(Duration::from_secs(1));
+    assert!(deciding.core.is_overdue());
+    let full = Refusal::new(Reason::NoSpace, "the disk is full");
+    deciding.core.set_no_space(Some(full));
+    deciding.core.decide(Work::Overdue);
+    assert!(deciding.core.is_overdue() && !changes.has_changed().unwrap(), "it cannot be said on a full disk");
+    deciding.core.set_no_space(None);
+    deciding.core.decide(Work::Overdue);
+    assert!(!deciding.core.is_overdue() && !deciding.core.needs_ticks());
+    assert!(changes.has_changed().unwrap(), "those who wait at it are woken");
+    changes.borrow_and_update();
+    drop(deciding.ask_for("ewr", "a", Duration::ZERO));
+    assert!(!changes.has_changed().unwrap(), "where no barrier is open nobody is woken");
 }

@@ -144,11 +144,11 @@ const LETTERS_NAMED_MAX: usize = 10;
 
 fn letters(ids: &[DeadLetterId]) -> String {
     let named = ids.iter().take(LETTERS_NAMED_MAX);
-    let named =
-        named.map(|id| format!("{} of LSN {}", id.number, Lsn::from_u64(id.lsn))).collect::<Vec<_>>().join(", ");
+    let named = named.map(DeadLetterId::to_string).collect::<Vec<_>>().join(", ");
     let rest = ids.len().saturating_sub(LETTERS_NAMED_MAX);
     let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-    format!("{} dead letters: {named}{more}", ids.len())
+    let plural = if ids.len() == 1 { "" } else { "s" };
+    format!("{} dead letter{plural}: {named}{more}", ids.len())
 }
 
 fn schema(schema: &Schema) -> String {

@@ -10,7 +10,7 @@ use fencepost::{Lsn, Reason};
 use tonic::{Request, Response, Status};
 
 use super::status::status;
-use super::{Backend, facts, history, shape};
+use super::{Backend, facts, history, shape, trace};
 use crate::error::Refusal;
 use crate::sequencer::View;
 use crate::state::{Branch, Pipeline, Staged, check_name, check_pipeline};
@@ -66,10 +66,12 @@ impl CheckpointService for Service {
         request: Request<ListCheckpointsRequest>,
     ) -> Result<Response<ListCheckpointsResponse>, Status> {
         let Backend { sequencer, log, .. } = &self.0;
-        let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size, trace_id: _ } =
+        let ListCheckpointsRequest { cluster, pipeline, branch, before_sequence, page_size, trace_id } =
             request.into_inner();
         check_branch(&pipeline, &branch)?;
         let page_size = shape::page_size(page_size).map_err(status)?;
+        // A page looks through as many checkpoints as it has room for, and shows those of the trace.
+        let traced = trace::asked(&trace_id).map_err(status)?;
         let (name, of) = (branch.clone(), pipeline.clone());
         let kept = sequencer.read(move |view| {
             view.state.check_cluster(cluster.as_ref())?;
@@ -97,7 +99,7 @@ impl CheckpointService for Service {
                     StoredCheckpoint { pipeline, branch, sequence, lsn, unreadable, ..StoredCheckpoint::default() }
                 })
             };
-            Ok(places.into_iter().filter_map(row).collect())
+            Ok(places.into_iter().filter_map(row).filter(|row| trace::is_of(&traced, row)).collect())
         })
         .await?;
         let header = Some(sequencer.header(seen));
@@ -174,7 +176,8 @@ fn missing(what: &str) -> Refusal {
 fn pipeline_info(name: &str, pipeline: &Pipeline) -> PipelineInfo {
     let (branches, leases) = pipeline.counts();
     let (commits, last_committed_at_ms) = pipeline.commits();
-    PipelineInfo { pipeline: name.to_owned(), branches, leases, commits, last_committed_at_ms }
+    let dead_letters = pipeline.dead_letters();
+    PipelineInfo { pipeline: name.to_owned(), branches, leases, commits, last_committed_at_ms, dead_letters }
 }
 
 /// The next branches, at most `wanted`, and where to go on if these may not be all. A place is the last pipeline and branch
@@ -214,6 +217,7 @@ fn some_branches(
 
 fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> BranchInfo {
     let head = branch.head();
+    let dead_letters = view.state.pipeline(pipeline).map_or(0, |of| of.dead_letters_of(name));
     BranchInfo {
         pipeline: pipeline.to_owned(),
         branch: name.to_owned(),
@@ -230,7 +234,7 @@ fn branch_info(view: &View, pipeline: &str, name: &str, branch: &Branch) -> Bran
         head_committed_at_ms: head.map_or(0, |head| head.committed_at_ms),
         last_token: branch.last_grant().map_or(0, |grant| grant.token.as_u64()),
         staged: branch.staged().map(Staged::told),
-        health: None,
-        dead_letters: 0,
+        health: view.health(pipeline, name).cloned(),
+        dead_letters,
     }
 }

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::oversized::name_oversized_status;
 use super::status::{message, status};
-use super::{Backend, facts, history, shape, staged};
+use super::{Backend, facts, history, shape, staged, trace};
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::sequencer::{CommitDone, CommitReply, Sequencer, Session, SessionAnswer, Submission, View};
@@ -35,7 +35,11 @@ impl CommitService for Service {
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
         let sequencer = &self.0.sequencer;
-        let request = request.into_inner();
+        let traceparent = trace::of_call(&request);
+        let mut request = request.into_inner();
+        for moved in &mut request.branches {
+            trace::fill_in(traceparent.as_deref(), moved.checkpoint.as_mut(), &mut moved.dead_letters);
+        }
         let permit = sequencer.permit(request.encoded_len()).map_err(status)?;
         let commit = shape::commit(request).map_err(status)?;
         let done = sequencer.commit_once(commit, permit).await.map_err(status)?;

@@ -122,7 +122,9 @@ async fn take_in(backend: &Backend, export: Export, started: ImportStarted) -> R
                 let place = steps.place(&name, &created).await.map_err(status)?;
                 transfer::renamed(Kind::SavepointCreated(created), &name, |_| place)
             }
-            Some(kind @ (Kind::Imported(_) | Kind::PolicySet(_))) => transfer::renamed(kind, &name, |_| None),
+            Some(kind @ (Kind::Imported(_) | Kind::PolicySet(_) | Kind::SchemaDeclared(_))) => {
+                transfer::renamed(kind, &name, |_| None)
+            }
             _ => continue,
         };
         steps.take(source, kind, bytes).await.map_err(status)?;

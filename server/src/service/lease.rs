@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use fencepost::Lsn;
 use fencepost::v1::lease_service_server::LeaseService;
 use fencepost::v1::{
     KeepAliveRequest, KeepAliveResponse, KeepAliveResult, ReleaseRequest, ReleaseResponse, ResumeMode, ResumeRequest,
@@ -14,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::status::{message, status};
 use super::{Backend, facts, shape};
 use crate::sequencer::{Readable, Resumed, Unread};
-use crate::state::{Head, Staged, compare_scope};
+use crate::state::{Head, Staged};
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -27,16 +26,15 @@ impl LeaseService for Service {
         let (pipeline, branch) = (request.pipeline.clone(), request.branch.clone());
         let (resume, wait) = shape::resume(request, config.lease_ttl_default_ms).map_err(status)?;
         // Every byte of the newest segment was written or checked by this process.
-        let mut readable = Readable { after: log.sealed_through(), at: Lsn::ZERO, staged: Lsn::ZERO, arrived: None };
+        let mut readable = Readable { after: log.sealed_through(), ..Readable::default() };
         let deadline = clock.now().plus(wait);
         let granted = loop {
             let wait = deadline.since(clock.now());
-            match sequencer.resume(resume.clone(), wait, readable).await.map_err(status)? {
+            match sequencer.resume(resume.clone(), wait, readable.clone()).await.map_err(status)? {
                 Resumed::Granted(granted) => break granted,
                 Resumed::ReadFirst { unread: Unread::Head(at), arrived } => {
                     let head = facts::read_checkpoint(log, at, pipeline.clone(), branch.clone(), true).await?;
-                    let scope = head.checkpoint.map(|checkpoint| checkpoint.scope).unwrap_or_default();
-                    compare_scope(&resume.request, head.sequence, &scope).map_err(status)?;
+                    readable.scope = head.checkpoint.map(|checkpoint| checkpoint.scope).unwrap_or_default();
                     (readable.at, readable.arrived) = (at, Some(arrived));
                 }
                 Resumed::ReadFirst { unread: Unread::Staged(at), arrived } => {

@@ -23,6 +23,7 @@ mod staged;
 mod status;
 mod store_status;
 mod tail;
+mod trace;
 mod transfer;
 
 use std::sync::Arc;

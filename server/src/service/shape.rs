@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use fencepost::Reason;
 use fencepost::v1::{
     BranchCommit, Checkpoint, CommitRequest, DeadLetter, DeadLetterId, KeepAliveRequest, LeaseRef, Merge, MergeRequest,
     OpenBarrierRequest, ResumeRequest, StageRequest, Takeover,
 };
-use fencepost::{Lsn, Reason};
 
 use crate::config::limits;
 use crate::error::Refusal;
@@ -249,10 +249,10 @@ pub(super) fn each_letter_once(
     letters: &[DeadLetterId],
     before: &mut BTreeSet<(u64, u32)>,
 ) -> Result<(), Refusal> {
-    for (i, DeadLetterId { lsn, number }) in letters.iter().enumerate() {
-        if !before.insert((*lsn, *number)) {
-            let (field, value) = (format!("{field}[{i}]"), format!("{number} of LSN {}", Lsn::from_u64(*lsn)));
-            return Err(Refusal::field(Reason::InvalidField, &field, value, "each dead letter once"));
+    for (i, id) in letters.iter().enumerate() {
+        if !before.insert((id.lsn, id.number)) {
+            let field = format!("{field}[{i}]");
+            return Err(Refusal::field(Reason::InvalidField, &field, id, "each dead letter once"));
         }
     }
     Ok(())

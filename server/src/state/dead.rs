@@ -187,7 +187,7 @@ impl Pipeline {
     pub(super) fn apply_replayed(&mut self, committed: &Committed, is_whole: bool) -> Result<(), String> {
         for id in committed.branches.iter().flat_map(|moved| &moved.replayed) {
             if !self.dead.close(id) && is_whole {
-                return Err(format!("it replays dead letter {} of {}, which is not open", id.number, id.lsn));
+                return Err(format!("it replays dead letter {id}, which is not open"));
             }
         }
         Ok(())
@@ -216,7 +216,7 @@ impl State {
         let pipeline = entry(&mut self.pipelines, &fact.pipeline);
         for id in &fact.letters {
             if !pipeline.dead.close(id) && is_whole {
-                return Err(format!("it discards dead letter {} of {}, which is not open", id.number, id.lsn));
+                return Err(format!("it discards dead letter {id}, which is not open"));
             }
         }
         Ok(())
@@ -224,10 +224,10 @@ impl State {
 }
 
 fn not_open(name: &str, id: &DeadLetterId) -> Refusal {
-    let (lsn, number) = (Lsn::from_u64(id.lsn), id.number);
     let message = format!(
-        "dead letter {number} of LSN {lsn} is not open in '{name}': it was replayed or discarded before, or a rewind \
-         abandoned the checkpoint that it came with; list those that are open, and go on without this one"
+        "dead letter {id} is not open in '{name}': it was replayed or discarded before, or a rewind abandoned the \
+         checkpoint that it came with; list those that are open ('fencepost dead-letters list {name}'), and go on without \
+         this one"
     );
-    Refusal::new(Reason::DeadLetterHandled, message).with("lsn", id.lsn).with("number", number)
+    Refusal::new(Reason::DeadLetterHandled, message).with("lsn", id.lsn).with("number", id.number)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy, Schema};
 use fencepost::{NAME_BYTES_MAX, Reason};
 
-use super::check_name;
+use super::{check_name, trace_id};
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -48,9 +48,12 @@ pub fn check_scope(field: &str, scope: &[Fingerprint]) -> Result<(), Refusal> {
 
 /// Checks a W3C traceparent. Empty: none.
 pub(super) fn check_traceparent(field: &str, traceparent: &str) -> Result<(), Refusal> {
-    // Its form is checked by the protocol library.
-    let _ = (field, traceparent);
-    Ok(())
+    if traceparent.is_empty() || trace_id(traceparent).is_some() {
+        return Ok(());
+    }
+    let shown: String = traceparent.chars().take(60).flat_map(char::escape_default).collect();
+    let expected = "00-TRACE_ID-PARENT_ID-FLAGS in lower-case hexadecimal digits, as W3C Trace Context has it";
+    Err(Refusal::field(Reason::InvalidField, field, shown, expected))
 }
 
 /// Checks one dead letter, but for the sum of the payloads.

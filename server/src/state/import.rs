@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{
-    Committed, GenerationStarted, ImportFinished, ImportStarted, Imported, PolicySet, SavepointCreated,
+    Committed, GenerationStarted, ImportFinished, ImportStarted, Imported, PolicySet, SavepointCreated, SchemaDeclared,
 };
 use fencepost::{Lsn, Reason};
 
@@ -51,6 +51,10 @@ impl State {
             Kind::Imported(imported) => self.evaluate_imported(imported)?.map(Kind::Imported),
             Kind::SavepointCreated(created) => self.evaluate_imported_savepoint(created)?.map(Kind::SavepointCreated),
             Kind::PolicySet(set) => self.evaluate_imported_policy(set)?.map(Kind::PolicySet),
+            Kind::SchemaDeclared(declared) => {
+                self.check_importing(&declared.pipeline)?;
+                (!self.has_declared(&declared)).then_some(Kind::SchemaDeclared(declared))
+            }
             Kind::ImportFinished(ImportFinished { pipeline, digest }) => {
                 self.evaluate_import_finish(&pipeline, &digest)?.map(Kind::ImportFinished)
             }
@@ -67,8 +71,15 @@ impl State {
                 self.pipeline(pipeline).is_some_and(|known| known.savepoint(name).is_some())
             }
             Kind::PolicySet(set) => self.pipeline(&set.pipeline).is_some_and(|known| known.policy().is_some()),
+            Kind::SchemaDeclared(declared) => self.has_declared(declared),
             _ => true,
         }
+    }
+
+    fn has_declared(&self, declared: &SchemaDeclared) -> bool {
+        let known = self.pipeline(&declared.pipeline);
+        let schema = declared.schema.as_ref();
+        known.zip(schema).is_some_and(|(known, schema)| known.schemas.get(&schema.fingerprint).is_some())
     }
 
     /// Judges one commit of an import. `None`: it is there already.

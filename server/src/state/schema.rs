@@ -47,8 +47,13 @@ impl State {
     /// Judges a declaration, its shape already checked. `None`: it was declared before.
     pub fn evaluate_schema_declare(&self, request: &DeclareSchemaRequest) -> Result<Option<SchemaDeclared>, Refusal> {
         self.check_cluster(request.cluster.as_ref())?;
+        self.check_ready(&request.pipeline)?;
+        self.judge_declared(request)
+    }
+
+    /// The same of a pipeline that may be being imported.
+    pub fn judge_declared(&self, request: &DeclareSchemaRequest) -> Result<Option<SchemaDeclared>, Refusal> {
         let DeclareSchemaRequest { pipeline: of, schema, actor, reason, .. } = request;
-        self.check_ready(of)?;
         let schema = schema.clone().unwrap_or_default();
         let none = Schemas::default();
         let schemas = self.pipeline(of).map_or(&none, |pipeline| &pipeline.schemas);

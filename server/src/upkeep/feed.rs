@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use fencepost::log::v1::Fact;
 use fencepost::log::v1::fact::Kind;
-use fencepost::{LogIndex, Lsn, Made};
+use fencepost::{LogIndex, Lsn, Made, Payload};
 use prost::Message as _;
 
 use crate::index::{Change, is_audit};
@@ -83,6 +83,7 @@ impl Gathered<'_> {
                     branch: branch.to_owned(),
                     sequence,
                     lsn,
+                    payload: if let Payload::Staged(staged) = payload { staged } else { lsn },
                     at_ms: fact.at_ms,
                     bytes: 0,
                     commit_id: fact.commit().filter(|it| !it.commit_id.is_empty()).map(|it| id_key(&it.commit_id)),

@@ -11,3 +11,4 @@ pub mod records;
 pub mod requests;
 pub mod seeds;
 pub mod text;
+pub mod together;

@@ -18,13 +18,14 @@ use fencepost_server::state::{Branch, State};
 use prost::Message as _;
 
 use crate::input::Input;
-use crate::requests;
+use crate::{requests, together};
 
 const STEPS_MAX: usize = 48;
 const PIPELINES: [&str; 3] = ["prod/orders", "prod/flights", ""];
 const BRANCHES: [&str; 4] = ["ewr", "jfk", "lga", ""];
 const NAMES: [&str; 4] = ["anna", "bert", "", "\u{10ffff}"];
-const KINDS: u8 = 14;
+/// Kinds of its own, those of facts about branches together, and one that is unknown.
+const KINDS: u8 = 13 + together::KINDS + 1;
 
 /// A state, and the facts that it took in.
 #[derive(Default)]
@@ -168,6 +169,7 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
             previous_holder: input.one_of(&NAMES).to_owned(),
             previous_token: input.number(lease(branch)),
             previous_silent_ms: Some(input.number(0)),
+            accepted_scope: Vec::new(),
         }),
         1 => Kind::LeaseReleased(LeaseReleased {
             pipeline: in_pipeline,
@@ -183,6 +185,9 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
                 token: input.number(lease(branch)),
                 checkpoint: checkpoint(input),
                 retained_from: input.number(0),
+                staged_lsn: input.number(together::staged_lsn(state, pipeline, branch)),
+                dead_letters: together::letters(input),
+                replayed: together::letter_ids(state, pipeline, input),
             };
             let branches = std::iter::once(branch).chain(others).map(&mut moved).collect();
             let digest = if input.byte() == 1 { input.bytes(17).to_vec() } else { vec![input.byte(); 16] };
@@ -192,6 +197,8 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
                 digest: digest.into(),
                 branches,
                 number: input.number(state.pipeline(pipeline).map_or(0, |known| known.commits().0).saturating_add(1)),
+                barrier: (input.byte() & 7 == 7).then(|| together::barrier(state, pipeline, input)),
+                merge: together::merge(input, branch, lsn(branch)),
             };
             if choice == 2 {
                 Kind::Committed(commit)
@@ -201,8 +208,13 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
             }
         }
         4 => {
-            let policy =
-                Policy { keep_last: input.number(2), keep_for_ms: input.number(0), audit_for_ms: input.number(0) };
+            let policy = Policy {
+                keep_last: input.number(2),
+                keep_for_ms: input.number(0),
+                audit_for_ms: input.number(0),
+                reconcile_rows: input.byte() == 1,
+                declared_schemas_only: input.byte() == 1,
+            };
             let policy = (input.byte() != 1).then_some(policy);
             Kind::PolicySet(PolicySet { pipeline: in_pipeline, policy, actor, reason })
         }
@@ -274,6 +286,7 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
             cluster_id: input.one_of(&NAMES).to_owned(),
             generation: input.number(1),
         }),
+        13.. if choice < 13 + together::KINDS => together::kind(choice - 13, state, pipeline, branch, input),
         _ => return None,
     })
 }

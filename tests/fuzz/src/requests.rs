@@ -4,14 +4,19 @@ use std::time::Duration;
 
 use fencepost::Token;
 use fencepost::log::v1::fact::Kind;
-use fencepost::v1::{BranchCommit, Checkpoint, CommitRequest, LeaseRef, OnMissing, ResumeRequest};
-use fencepost_server::state::{Branch, Commit, CommitVerdict, Resume, ResumeTiming, ResumeVerdict};
+use fencepost::v1::{
+    ArriveRequest, BranchCommit, Checkpoint, CommitRequest, LeaseRef, OnMissing, ResumeRequest, StageRequest,
+};
+use fencepost_server::state::{
+    ArriveVerdict, Branch, Commit, CommitVerdict, Resume, ResumeTiming, ResumeVerdict, Stage, StageVerdict,
+};
 
 use crate::input::Input;
 use crate::records::Store;
+use crate::together;
 
 /// How many kinds of requests there are.
-pub const KINDS: u8 = 4;
+pub const KINDS: u8 = 8;
 const PIPELINE: &str = "prod/orders";
 const BRANCHES: [&str; 3] = ["ewr", "jfk", "lga"];
 
@@ -29,8 +34,60 @@ pub fn run(store: &mut Store, choice: u8, input: &mut Input<'_>) {
                 token: input.number(lease),
                 sequence: input.number(head.saturating_add(1)),
                 checkpoint: Some(Checkpoint::default()),
+                dead_letters: together::letters(input),
+                replayed: together::letter_ids(&store.state, PIPELINE, input),
+                ..BranchCommit::default()
             };
             commit(store, moved, input);
+        }
+        4 => {
+            let moved = BranchCommit {
+                branch: branch.to_owned(),
+                token: input.number(lease),
+                sequence: input.number(head.saturating_add(1)),
+                staged: format!("{}", input.byte() & 3),
+                ..BranchCommit::default()
+            };
+            commit(store, moved, input);
+        }
+        5 => {
+            let request = StageRequest {
+                pipeline: PIPELINE.to_owned(),
+                branch: branch.to_owned(),
+                token: input.number(lease),
+                sequence: input.number(head.saturating_add(1)),
+                stage_id: format!("{}", input.byte() & 3),
+                checkpoint: Some(Checkpoint::default()),
+                dead_letters: together::letters(input),
+                ..StageRequest::default()
+            };
+            let stage = Stage { request, digest: [input.byte() & 1; 16], payload_fault: None };
+            match store.state.evaluate_stage(stage, 1_000) {
+                Ok(StageVerdict::Stage(staged)) => store.decide(Kind::Staged(staged)),
+                Ok(StageVerdict::AlreadyStaged(lsn)) => assert!(lsn <= store.state.applied(), "it was staged before"),
+                Err(refusal) => drop(refusal.to_string()),
+            }
+        }
+        6 => {
+            let request = ArriveRequest {
+                pipeline: PIPELINE.to_owned(),
+                barrier: together::barrier(&store.state, PIPELINE, input).name,
+                branch: branch.to_owned(),
+                token: input.number(lease),
+                stage_id: format!("{}", input.byte() & 3),
+                ..ArriveRequest::default()
+            };
+            match store.state.evaluate_arrive(&request, 1_000) {
+                Ok(ArriveVerdict::Arrived(arrived)) => store.decide(Kind::BarrierArrived(arrived)),
+                Ok(ArriveVerdict::Completed(committed)) => store.decide(Kind::Committed(committed)),
+                Ok(ArriveVerdict::Repeat) => {}
+                Ok(ArriveVerdict::Late(_, refusal)) | Err(refusal) => drop(refusal.to_string()),
+            }
+        }
+        7 => {
+            while let Some(aborted) = store.state.evaluate_overdue(input.number(1_000)) {
+                store.decide(Kind::BarrierAborted(aborted));
+            }
         }
         2 => {
             let (pipeline, branch) = (PIPELINE.to_owned(), branch.to_owned());

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use super::actor::because;
 use super::output::time;
 
+pub(super) use self::progress::{merge_json, merge_words};
+
 /// What there is to say of one kind of fact.
 trait Told {
     /// For a person, after a word that says what happened.

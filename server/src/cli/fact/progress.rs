@@ -1,10 +1,10 @@
 //! What workers do: take branches, stage and commit, give branches back.
 
+use fencepost::Payload;
 use fencepost::log::v1::{
     Committed, CommittedBranch, DeadLettersDiscarded, LeaseGranted, LeaseReleased, Staged, StagedDiscarded,
 };
 use fencepost::v1::{DeadLetterId, Merge, MergeInput};
-use fencepost::{Lsn, Payload};
 use serde_json::{Value, json};
 
 use super::{Told, because, by, some_lsn, some_text, some_token, token};
@@ -173,12 +173,7 @@ impl Told for DeadLettersDiscarded {
 }
 
 fn letters(ids: &[DeadLetterId]) -> Vec<String> {
-    ids.iter().map(letter).collect()
-}
-
-/// The name of a dead letter: the fact that has it, and its number there.
-pub(in crate::cli) fn letter(id: &DeadLetterId) -> String {
-    format!("{}/{}", Lsn::from_u64(id.lsn), id.number)
+    ids.iter().map(DeadLetterId::to_string).collect()
 }
 
 #[cfg(test)]

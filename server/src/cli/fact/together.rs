@@ -3,7 +3,7 @@
 use fencepost::log::v1::{BarrierAborted, BarrierArrived, BarrierOpened, BarrierRef, GroupFenced};
 use serde_json::{Value, json};
 
-use super::{Told, by, some_lsn, token};
+use super::{Told, by, some_lsn, some_text, token};
 use crate::cli::output::{plural, time};
 
 fn name(barrier: Option<&BarrierRef>) -> &str {
@@ -47,7 +47,11 @@ impl Told for BarrierArrived {
 
 impl Told for BarrierAborted {
     fn words(&self) -> String {
-        let missing = match missing(self).join(", ") {
+        let missing = self.participants.iter().filter(|it| it.staged_lsn == 0).map(|it| match &*it.holder {
+            "" => it.branch.clone(),
+            holder => format!("{} ({holder})", it.branch),
+        });
+        let missing = match missing.collect::<Vec<_>>().join(", ") {
             names if names.is_empty() => names,
             names => format!(", {names} missing"),
         };
@@ -56,18 +60,18 @@ impl Told for BarrierAborted {
     }
 
     fn json(&self) -> Value {
+        let participants = self.participants.iter().map(|it| {
+            json!({
+                "branch": it.branch, "holder": some_text(&it.holder), "staged_lsn": some_lsn(it.staged_lsn),
+                "sequence": it.sequence,
+            })
+        });
         json!({
             "pipeline": self.pipeline, "barrier": name(self.barrier.as_ref()),
-            "opened_lsn": opened_lsn(self.barrier.as_ref()), "missing": missing(self), "actor": self.actor,
-            "reason": self.reason,
+            "opened_lsn": opened_lsn(self.barrier.as_ref()), "participants": participants.collect::<Vec<_>>(),
+            "actor": self.actor, "reason": self.reason,
         })
     }
-}
-
-/// Who had not arrived.
-fn missing(aborted: &BarrierAborted) -> Vec<&str> {
-    let missing = aborted.participants.iter().filter(|participant| participant.staged_lsn == 0);
-    missing.map(|participant| &*participant.branch).collect()
 }
 
 impl Told for GroupFenced {
@@ -87,9 +91,8 @@ impl Told for GroupFenced {
 
 #[cfg(test)]
 mod tests {
-    use fencepost::log::v1::fact::Kind;
-
     use fencepost::log::v1::AbortedParticipant;
+    use fencepost::log::v1::fact::Kind;
 
     use super::super::said;
     use super::*;
@@ -126,12 +129,18 @@ mod tests {
             pipeline: "prod/orders".into(),
             barrier,
             reason: "the deadline passed".into(),
-            participants: vec![AbortedParticipant { branch: "lhr".into(), ..Default::default() }],
+            participants: vec![
+                AbortedParticipant { branch: "jfk".into(), staged_lsn: 3 << 16, sequence: 4, ..Default::default() },
+                AbortedParticipant { branch: "lhr".into(), holder: "loader-2".into(), ..Default::default() },
+                AbortedParticipant { branch: "sfo".into(), ..Default::default() },
+            ],
             ..Default::default()
         };
         let (line, json) = said(Kind::BarrierAborted(aborted));
-        let expected = "aborted    barrier '2013-01-05' of prod/orders, lhr missing, because: the deadline passed";
-        assert_eq!((line.as_str(), &json["missing"]), (expected, &json!(["lhr"])));
+        let expected =
+            "aborted    barrier '2013-01-05' of prod/orders, lhr (loader-2), sfo missing, because: the deadline passed";
+        let arrived = json!({ "branch": "jfk", "holder": null, "staged_lsn": "3.0", "sequence": 4 });
+        assert_eq!((line.as_str(), &json["participants"][0]), (expected, &arrived));
     }
 
     #[test]

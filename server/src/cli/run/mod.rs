@@ -6,6 +6,7 @@
 mod files;
 mod guard;
 mod output;
+mod signals;
 
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
@@ -19,15 +20,16 @@ use fencepost::{Lsn, Reason};
 use fencepost_client::{Branch, Checkpoint, Client, Commit, Error, Loss, Outcome, Resume, Takeover, Worker};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use self::guard::Guard;
 
 use self::files::Files;
 use self::output::Output;
+use self::signals::{Signals, asked_to_end, signal_group};
 use super::error::CliError;
 use super::exit;
 use super::output::{note, readable, write, write_raw};
+use super::{scope, traceparent};
 
 /// Run any program under a lease: resume where it was, commit when it exits 0, stop it if it is replaced.
 ///
@@ -49,6 +51,11 @@ use super::output::{note, readable, write, write_raw};
 /// its group that it leaves behind are killed when it ends.
 ///
 /// It reads the standard input of `run`; where that is a terminal it reads nothing.
+///
+/// A TRACEPARENT in the environment of `run` is saved with the checkpoint, so that
+/// `fencepost checkpoints --trace` finds it.
+///
+/// Example: fencepost run --pipeline prod/orders --branch jfk --scope code=v7 -- ./load.sh
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -80,6 +87,13 @@ pub(crate) struct Run {
     /// fresh start.
     #[arg(long)]
     start_fresh: bool,
+    /// What the program is made by or from, as NAME=VALUE: a digest of its configuration, a version of its code. Saved with
+    /// the checkpoint, and compared with that of the head before anybody is fenced. Can be given several times.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = scope::parse)]
+    scope: Vec<(String, String)>,
+    /// A name in the scope whose difference is meant this time, such as `code` after a deployment.
+    #[arg(long, value_name = "NAME", requires = "scope")]
+    accept_scope: Vec<String>,
     /// An identity for this piece of work in this branch, such as a date: if it was committed before, do nothing and
     /// exit 0. The commit is listed as ID@BRANCH.
     #[arg(long, value_name = "ID")]
@@ -168,6 +182,8 @@ impl Run {
             .wait(Duration::from_secs(self.wait))
             .takeover(takeover)
             .reason(self.reason.as_deref().unwrap_or_default());
+        let resume = self.scope.iter().fold(resume, |resume, (name, value)| resume.scope(name, value));
+        let resume = self.accept_scope.iter().fold(resume, Resume::accept_scope);
         if self.start_fresh { resume.start_fresh() } else { resume }
     }
 
@@ -186,6 +202,9 @@ impl Run {
         };
         if let Past::Done(lsn) = past {
             return Ok(self.done_before(lsn));
+        }
+        if let Some(staged) = worker.staged() {
+            return Err(self.is_staged(staged.id()));
         }
         let head = worker.head();
         let (position, state) = head.as_ref().map_or((&[][..], &[][..]), |head| (head.position(), head.state()));
@@ -242,6 +261,17 @@ impl Run {
         let id = self.commit_id.as_deref().unwrap_or_default();
         note(format_args!("fencepost: '{id}' was committed before, at LSN {lsn}: nothing to do"));
         ExitCode::SUCCESS
+    }
+
+    /// What another worker left open would make the commit fail, so the program is not even started.
+    fn is_staged(&self, id: &str) -> CliError {
+        let (pipeline, branch) = (&self.pipeline, &self.branch);
+        let message = format!(
+            "STAGED_PENDING: branch '{branch}' of '{pipeline}' has '{id}' staged, and takes no other commit before that is \
+             committed or discarded: the program was not started. Let the worker that staged it ask its sink; if the sink \
+             does not have it, 'fencepost staged discard {pipeline} {branch} --reason WHY' gives it up"
+        );
+        CliError::new(exit::REFUSED, message)
     }
 
     /// A position that the environment cannot hold must not look like a fresh start.
@@ -334,7 +364,13 @@ impl Run {
             return Ok(ExitCode::from(exit_code(status)));
         }
         let position = self.new_position(files.read_position()?, last_line)?;
-        let checkpoint = Checkpoint::at(position.clone()).state(files.read_state()?);
+        let mut checkpoint = Checkpoint::at(position.clone()).state(files.read_state()?);
+        for (name, value) in &self.scope {
+            checkpoint = checkpoint.scope(name, value);
+        }
+        if let Some(trace) = traceparent::surrounding() {
+            checkpoint = checkpoint.traceparent(trace);
+        }
         let mut commit = Commit::of([(worker, checkpoint)]);
         if let Some(id) = &self.commit_id {
             commit = commit.id(id);
@@ -401,37 +437,6 @@ async fn give_back(worker: Worker) {
             "fencepost: {pipeline}/{branch} could not be given back and is held until its TTL has run out: {error}"
         ));
     }
-}
-
-/// The signals that ask a program to end.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Signals, CliError> {
-        let listen = |kind| signal(kind).map_err(|cause| CliError::io("listening for signals", cause));
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.interrupt.recv() => Signal::INT,
-        }
-    }
-}
-
-/// Waits for a signal that comes from now on.
-async fn asked_to_end() {
-    let Ok(mut signals) = Signals::listen() else { return std::future::pending().await };
-    signals.next().await;
-}
-
-fn signal_group(group: Pid, signal: Signal) {
-    // A group that is gone needs no signal.
-    let _ = rustix::process::kill_process_group(group, signal);
 }
 
 /// The code of a program's end, as a shell would tell it.

@@ -2,7 +2,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `h` pipeline 00 branch 00 sequence | LSN, time, bytes in the log, 1 and the key of the commit id or 0 and zeros |
+//! | `h` pipeline 00 branch 00 sequence | LSN, LSN of its payload, time, bytes in the log, 1 and the key of the commit id or 0 and zeros |
 //! | `i` pipeline 00 key of a commit id | LSN of the commit, how many `h` entries name it |
 //! | `a` pipeline 00 LSN | LSN of the audit record before it, time |
 //! | `p` pipeline 00 | LSN of the newest audit record ever, LSN of the oldest that is listed or 0 |
@@ -23,7 +23,7 @@ use crate::state::Digest;
 const MAGIC: &[u8; 7] = b"FPINDEX";
 
 /// The format that this version writes and reads.
-const FORMAT: u8 = b'1';
+const FORMAT: u8 = b'2';
 
 pub(super) const META: &[u8] = b"m";
 
@@ -31,6 +31,7 @@ pub(super) const META: &[u8] = b"m";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checkpoint {
     pub(super) lsn: Lsn,
+    pub(super) payload: Lsn,
     pub(super) at_ms: u64,
     pub(super) bytes: u64,
     pub(super) commit_id: Option<Digest>,
@@ -202,15 +203,15 @@ fn put(bytes: &mut Vec<u8>, fields: &[u64]) {
 
 impl Value for Checkpoint {
     fn put(&self, bytes: &mut Vec<u8>) {
-        put(bytes, &[self.lsn.as_u64(), self.at_ms, self.bytes]);
+        put(bytes, &[self.lsn.as_u64(), self.payload.as_u64(), self.at_ms, self.bytes]);
         bytes.push(u8::from(self.commit_id.is_some()));
         bytes.extend_from_slice(&self.commit_id.unwrap_or_default());
     }
 
     fn take(bytes: &mut &[u8]) -> Option<Checkpoint> {
-        let (lsn, at_ms, len) = (take_lsn(bytes)?, take_u64(bytes)?, take_u64(bytes)?);
+        let (lsn, payload, at_ms, len) = (take_lsn(bytes)?, take_lsn(bytes)?, take_u64(bytes)?, take_u64(bytes)?);
         let ([has_id], id) = (take(bytes)?, take(bytes)?);
-        Some(Checkpoint { lsn, at_ms, bytes: len, commit_id: (has_id == 1).then_some(id) })
+        Some(Checkpoint { lsn, payload, at_ms, bytes: len, commit_id: (has_id == 1).then_some(id) })
     }
 }
 

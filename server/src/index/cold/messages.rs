@@ -39,6 +39,8 @@ pub enum Change {
         sequence: u64,
         /// The fact that made it.
         lsn: Lsn,
+        /// The fact that has its payload: the same, unless it was staged before.
+        payload: Lsn,
         /// When, in milliseconds since 1970.
         at_ms: u64,
         /// What it takes up in the log.

@@ -134,8 +134,8 @@ impl Store {
             }
             Change::Unread { indexes } => self.leave_out(&indexes),
             Change::SegmentGone { first_index } => self.merge_segment(first_index.0),
-            Change::Commit { pipeline, branch, sequence, lsn, at_ms, bytes, commit_id } => {
-                self.insert(&pipeline, &branch, sequence, Checkpoint { lsn, at_ms, bytes, commit_id })
+            Change::Commit { pipeline, branch, sequence, lsn, payload, at_ms, bytes, commit_id } => {
+                self.insert(&pipeline, &branch, sequence, Checkpoint { lsn, payload, at_ms, bytes, commit_id })
             }
             Change::Retain { pipeline, branch, sequences, pinned } => {
                 self.retain(&pipeline, &branch, &sequences, &pinned)
@@ -303,7 +303,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Checkpoints whose facts are in these log indexes, from the entry after `previous` on, out of the next `rows` entries;
+    /// Checkpoints whose facts, or payloads, are in these log indexes, from the entry after `previous` on, out of the next `rows` entries;
     /// and where to go on, unless that was all.
     pub(super) fn located(
         &self,
@@ -320,7 +320,7 @@ impl Store {
             }
             let (key, value) = entry?;
             let checkpoint: Checkpoint = decode(&key, &value)?;
-            if indexes.contains(&checkpoint.lsn.index()) {
+            if indexes.contains(&checkpoint.lsn.index()) || indexes.contains(&checkpoint.payload.index()) {
                 let names = layout::checkpoint_names(&key).ok_or_else(|| doubt("a checkpoint's key has no names"))?;
                 let (pipeline, branch, sequence) = names;
                 found.push(Located { pipeline: pipeline.to_owned(), branch: branch.to_owned(), sequence });

@@ -61,12 +61,27 @@ fn what_was_fed_is_answered_also_after_a_restart() {
     assert_eq!(located[1].branch, "us");
 }
 
-/// Makes the index in a directory, whose meta record is sound, one of format 2.
+#[test]
+fn damage_where_a_checkpoint_was_staged_names_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    let mut staged = commit("eu", 1, 9, "a");
+    if let Change::Commit { payload, .. } = &mut staged {
+        *payload = lsn(4);
+    }
+    let segment = Change::Segment { first_index: LogIndex(1), other_bytes: 0 };
+    index.feed(Lsn::ZERO, vec![segment, staged], lsn(9)).unwrap();
+    index.ready().unwrap();
+    let located = |at| block_on(index.at(LogIndex(at)..=LogIndex(at))).unwrap().0.len();
+    assert_eq!([4, 5, 9].map(located), [1, 0, 1]);
+}
+
+/// Makes the index in a directory, whose meta record is sound, one of format 3.
 fn make_newer(dir: &Path) {
     let tree = sled::open(dir.join("0000000001")).unwrap();
     let mut meta = tree.get(b"m").unwrap().unwrap().to_vec();
-    assert_eq!(&meta[..8], b"FPINDEX1");
-    meta[7] = b'2';
+    assert_eq!(&meta[..8], b"FPINDEX2");
+    meta[7] = b'3';
     let fields = meta.len() - 4;
     let crc = crc32fast::hash(&[b"m", &meta[..fields]].concat());
     meta[fields..].copy_from_slice(&crc.to_le_bytes());
@@ -74,7 +89,7 @@ fn make_newer(dir: &Path) {
     tree.flush().unwrap();
 }
 
-const OTHER_FORMAT: &str = "it has format 2, and this version reads format 1";
+const OTHER_FORMAT: &str = "it has format 3, and this version reads format 2";
 
 #[test]
 fn an_index_of_another_format_is_made_again_and_not_called_damaged() {

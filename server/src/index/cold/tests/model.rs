@@ -79,6 +79,7 @@ impl Model {
                 branch: (*branch).to_owned(),
                 sequence: self.heads[at],
                 lsn: lsn(self.now),
+                payload: lsn(self.now),
                 at_ms: self.now,
                 bytes: 10,
                 commit_id: Some(id_key(&self.now.to_string())),

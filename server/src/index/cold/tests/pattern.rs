@@ -43,7 +43,8 @@ fn changes(feed: u64) -> Vec<Change> {
             let at = feed * BRANCHES * NEW + branch * NEW + sequence % NEW;
             let (pipeline, branch) = names(branch);
             let commit_id = Some(id_key(&at.to_string()));
-            changes.push(Change::Commit { pipeline, branch, sequence, lsn: lsn(at), at_ms: at, bytes: 300, commit_id });
+            let (lsn, payload) = (lsn(at), lsn(at));
+            changes.push(Change::Commit { pipeline, branch, sequence, lsn, payload, at_ms: at, bytes: 300, commit_id });
         }
         let (head, (pipeline, branch)) = ((feed + 1) * NEW, names(branch));
         let sequences = head.saturating_sub(KEPT - 1)..=head;

@@ -42,6 +42,7 @@ pub(super) fn commit(branch: &str, sequence: u64, at: u64, commit_id: &str) -> C
         branch: branch.to_owned(),
         sequence,
         lsn: lsn(at),
+        payload: lsn(at),
         at_ms: at,
         bytes: 100,
         commit_id: Some(id_key(commit_id)),
