@@ -74,7 +74,7 @@ struct Load {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     support::exit(match cli.role {
-        Some(Role::Worker(load)) => load.run().await,
+        Some(Role::Worker(load)) => Box::pin(load.run()).await,
         None => demonstrate(cli.endpoint).await,
     })
 }

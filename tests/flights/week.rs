@@ -97,9 +97,7 @@ impl Week {
             done += batch.rows.len();
             flights::count(&mut reports, batch.rows);
             let checkpoint = flights::checkpoint(done, &reports, batch.rows).unwrap();
-            if !batch.ends_the_day {
-                life.call(worker.commit(checkpoint)).await?;
-            } else {
+            if batch.ends_the_day {
                 open(&mut life, &pipeline, batch.day).await?;
                 if life.coin() {
                     life.call(worker.stage(batch.day, checkpoint)).await?;
@@ -107,6 +105,8 @@ impl Week {
                 } else {
                     life.call(worker.arrive_and_wait(batch.day, checkpoint)).await?;
                 }
+            } else {
+                life.call(worker.commit(checkpoint)).await?;
             }
         }
         life.call(worker.release()).await
