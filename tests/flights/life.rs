@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
@@ -50,6 +50,11 @@ impl Counts {
     }
 }
 
+/// What a worker asks, and how that ends for it.
+pub(crate) trait Call<T>: Future<Output = Result<T, Error>> + Send {}
+impl<T, F: Future<Output = Result<T, Error>> + Send> Call<T> for F {}
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, End>> + Send + 'a>>;
+
 /// One worker's life. All that it asks of the server goes through it.
 pub(crate) struct Life {
     rng: StdRng,
@@ -79,14 +84,18 @@ impl Life {
     }
 
     /// Takes a branch. Nobody is frozen here: two workers that ask for a branch at once wait for one another's lease.
-    pub(crate) async fn take<T>(&mut self, call: impl Future<Output = Result<T, Error>>) -> Result<T, End> {
+    pub(crate) fn take<'a, T: Send + 'a>(&'a mut self, call: impl Call<T> + 'a) -> Answer<'a, T> {
         if let Some((calls @ 0, Fate::Frozen)) = &mut self.fate {
             *calls = 1;
         }
-        self.call(call).await
+        self.call(call)
     }
 
-    pub(crate) async fn call<T>(&mut self, call: impl Future<Output = Result<T, Error>>) -> Result<T, End> {
+    pub(crate) fn call<'a, T: Send + 'a>(&'a mut self, call: impl Call<T> + 'a) -> Answer<'a, T> {
+        Box::pin(self.fated(Box::pin(call)))
+    }
+
+    async fn fated<T>(&mut self, mut call: Pin<Box<impl Call<T>>>) -> Result<T, End> {
         let fate = match &mut self.fate {
             Some((0, fate)) => *fate,
             Some((calls, _)) => {
@@ -99,7 +108,6 @@ impl Life {
         match fate {
             Fate::Before => Err(End::Died("died before a call")),
             Fate::Waiting(mut waits) => {
-                let mut call = pin!(call);
                 poll_fn(|context| match call.as_mut().poll(context) {
                     Poll::Ready(_) => Poll::Ready(Err(End::Died("died when a call was done"))),
                     Poll::Pending => {
@@ -138,8 +146,8 @@ pub(crate) async fn lead<W>(mut rng: StdRng, counts: &Counts, mut begin: impl Fn
 where
     W: Future<Output = Result<(), End>> + Send + 'static,
 {
-    let mut zombies: Vec<JoinHandle<Result<(), End>>> = Vec::new();
-    let mut frozen: Option<(JoinHandle<Result<(), End>>, oneshot::Sender<()>)> = None;
+    let mut zombies: Vec<JoinHandle<W::Output>> = Vec::new();
+    let mut frozen: Option<(JoinHandle<W::Output>, oneshot::Sender<()>)> = None;
     let mut deaths = rng.random_range(0..6);
     let mut name = Name { number: 1, is_new: true };
     loop {

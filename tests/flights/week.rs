@@ -19,7 +19,9 @@ pub(crate) struct Week {
     pub(crate) seed: u64,
     /// Rows of a batch.
     most: usize,
-    held_up: (&'static str, String, usize),
+    days: Vec<String>,
+    /// What comes from each of [`AIRPORTS`].
+    feeds: [Feed; 3],
 }
 
 impl Week {
@@ -30,11 +32,14 @@ impl Week {
     ) -> Week {
         let mut rng = StdRng::seed_from_u64(seed);
         let days = flights::days(&flights);
-        let day = days[rng.random_range(..days.len() - 2)].clone();
-        let held_up = (AIRPORTS[rng.random_range(..AIRPORTS.len())], day, rng.random_range(..30));
+        let held_up = HeldUp {
+            airport: AIRPORTS[rng.random_range(..AIRPORTS.len())],
+            day: &days[rng.random_range(..days.len() - 2)],
+            rows: rng.random_range(..30),
+        };
+        let feeds = AIRPORTS.map(|airport| Feed::of(&flights, airport, held_up));
         let most = rng.random_range(120..400);
-        let pipeline = format!("flights/seed-{seed}");
-        Week { client: Box::new(client), pipeline, flights, seed, most, held_up }
+        Week { client: Box::new(client), pipeline: format!("flights/seed-{seed}"), flights, seed, most, days, feeds }
     }
 
     /// Has all work done, and checks what came of it.
@@ -67,9 +72,13 @@ impl Week {
         (self.client)().pipeline(&self.pipeline)
     }
 
-    fn feed(&self, airport: &str) -> Feed {
-        let (late_airport, day, rows) = &self.held_up;
-        Feed::of(&self.flights, airport, HeldUp { airport: late_airport, day, rows: *rows })
+    fn feed(&self, airport: &str) -> &Feed {
+        let place = AIRPORTS.iter().position(|it| *it == airport);
+        &self.feeds[place.expect("one of the three")]
+    }
+
+    fn any_is_late(&self) -> bool {
+        self.feeds.iter().any(|feed| !feed.late.is_empty())
     }
 
     /// Counts the flights of an airport, day by day, and meets the others at the end of each.
@@ -97,9 +106,7 @@ impl Week {
             done += batch.rows.len();
             flights::count(&mut reports, batch.rows);
             let checkpoint = flights::checkpoint(done, &reports, batch.rows).unwrap();
-            if !batch.ends_the_day {
-                life.call(worker.commit(checkpoint)).await?;
-            } else {
+            if batch.ends_the_day {
                 open(&mut life, &pipeline, batch.day).await?;
                 if life.coin() {
                     life.call(worker.stage(batch.day, checkpoint)).await?;
@@ -107,6 +114,8 @@ impl Week {
                 } else {
                     life.call(worker.arrive_and_wait(batch.day, checkpoint)).await?;
                 }
+            } else {
+                life.call(worker.commit(checkpoint)).await?;
             }
         }
         life.call(worker.release()).await
@@ -140,8 +149,7 @@ impl Week {
     async fn merger(self: Arc<Week>, mut life: Life, name: Name) -> Result<(), End> {
         let pipeline = self.pipeline();
         let worker = life.take(pipeline.branch("merged").resume(resume("merger", name))).await?;
-        let days = flights::days(&self.flights);
-        for day in days.iter().skip(worker.sequence() as usize) {
+        for day in self.days.iter().skip(worker.sequence() as usize) {
             open(&mut life, &pipeline, day).await?;
             let closed = life.call(pipeline.barrier(day).wait()).await?;
             let mut inputs: Vec<StoredCheckpoint> = worker.head().into_iter().collect();
@@ -151,7 +159,7 @@ impl Week {
             let merged = flights::united(&inputs).unwrap();
             merge(&mut life, &worker, "union", &inputs, day, &merged).await?;
         }
-        if self.held_up.2 > 0 && worker.sequence() == days.len() as u64 {
+        if self.any_is_late() && worker.sequence() == self.days.len() as u64 {
             let (head, late) = (worker.head().unwrap(), life.call(pipeline.branch("late").head()).await?);
             let amended = flights::amended(&head, &late).unwrap();
             merge(&mut life, &worker, "amended", &[head, late], "amended", &amended).await?;
@@ -202,7 +210,7 @@ impl Week {
             assert_eq!((rows_in, rows_in), (feed.rows.len() as u64, rows_out + rows_dead), "{airport}");
             (read, dead) = (read + rows_in, dead + rows_dead);
         }
-        if self.held_up.2 > 0 {
+        if self.any_is_late() {
             let (rows_in, _, rows_dead) = self.rows("late").await;
             (read, dead) = (read + rows_in, dead + rows_dead);
         }

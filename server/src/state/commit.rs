@@ -116,6 +116,7 @@ impl State {
                         checkpoint: moved.checkpoint,
                         dead_letters: moved.dead_letters,
                         replayed: moved.replayed,
+                        handled_dead_letters: 0,
                     }
                 })
                 .collect(),
