@@ -202,3 +202,36 @@ async fn damage_where_a_checkpoint_was_staged_names_the_checkpoint() {
     assert_eq!(named, [format!("{PIPELINE}/main@{kept}")]);
     assert!(checked.damage.iter().all(|it| it.damage.file == damaged), "{:?}", checked.damage);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_has_what_was_committed_by_reference_and_nothing_that_is_only_staged() {
+    let dir = scratch();
+    let source = open_again(config(&dir.path().join("a"))).await.unwrap();
+    let target = open_again(config(&dir.path().join("b"))).await.unwrap();
+    let (main, other) = (take(&source, "main", "1").await.token, take(&source, "other", "2").await.token);
+    open(&source, "day", &["main", "other"]).await;
+    for (branch, token) in [("main", main), ("other", other)] {
+        stage(&source, branch, token, 1).await;
+        arrive(&source, "day", branch, token, 1).await;
+    }
+    stage(&source, "main", main, 2).await;
+    commit(&source, "main", main, 2).await;
+    stage(&source, "main", main, 3).await;
+    open(&source, "waiting", &["main", "other"]).await;
+    arrive(&source, "waiting", "main", main, 3).await;
+    let mut file = Vec::new();
+    source.client().export_pipeline(PIPELINE, &mut file).await.unwrap();
+    target.client().import_pipeline(std::io::Cursor::new(file)).send().await.unwrap();
+    let target = {
+        target.close().await.unwrap();
+        open_again(config(&dir.path().join("b"))).await.unwrap()
+    };
+    for (branch, sequence) in [("main", 1), ("main", 2), ("other", 1)] {
+        assert_eq!(read(&target, branch, sequence).await.unwrap(), payload(branch, sequence), "{branch}@{sequence}");
+    }
+    let resumed = take(&target, "main", "3").await;
+    assert_eq!((resumed.head.unwrap().sequence, resumed.staged, resumed.barriers), (2, None, Vec::new()));
+    stage(&target, "main", resumed.token, 3).await;
+    commit(&target, "main", resumed.token, 3).await;
+    assert_eq!(read(&target, "main", 3).await.unwrap(), payload("main", 3));
+}
