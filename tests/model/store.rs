@@ -117,7 +117,7 @@ impl Store {
                 let timing = ResumeTiming { silent, arrived: self.state.applied() };
                 let resume = Resume { request };
                 match self.state.evaluate_resume(&resume, timing)? {
-                    ResumeVerdict::Grant(granted) => Judged::Fact(Kind::LeaseGranted(granted)),
+                    ResumeVerdict::Grant(granted) => Judged::Fact(Kind::LeaseGranted(*granted)),
                     ResumeVerdict::Repeat(_) => Judged::Already,
                     ResumeVerdict::Held(remaining) => return Err(self.state.lease_held(&resume, remaining)),
                 }
@@ -150,7 +150,7 @@ impl Store {
                     .state
                     .evaluate_stage(Stage { request, digest: digest(&content), payload_fault: None }, now_ms)?
                 {
-                    StageVerdict::Stage(staged) => Judged::Fact(Kind::Staged(staged)),
+                    StageVerdict::Stage(staged) => Judged::Fact(Kind::Staged(*staged)),
                     StageVerdict::AlreadyStaged(_) => Judged::Already,
                 }
             }
@@ -212,7 +212,7 @@ impl Store {
                 };
                 let inputs = inputs.iter().map(|(branch, sequence)| self.input(branch, *sequence)).collect();
                 match self.state.evaluate_merge(MergeCommit { commit, merge, inputs }, now_ms)? {
-                    MergeVerdict::Apply(committed) => Judged::Fact(Kind::Committed(committed)),
+                    MergeVerdict::Apply(committed) => Judged::Fact(Kind::Committed(*committed)),
                     MergeVerdict::Already(..) => Judged::Already,
                 }
             }

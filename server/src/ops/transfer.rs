@@ -45,6 +45,7 @@ pub struct Contents {
 }
 
 /// Writes a pipeline to a file, as it is when this begins. Blocks; `pace` hears of the bytes read since its last call.
+#[allow(clippy::too_many_lines)] // One pass over the log, from beginning to end.
 pub fn export(
     disk: &Arc<dyn Disk>,
     data_dir: &Path,

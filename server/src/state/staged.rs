@@ -171,6 +171,7 @@ impl State {
             digest: Bytes::copy_from_slice(&digest),
             checkpoint: request.checkpoint,
             dead_letters: request.dead_letters,
+            handled_dead_letters: 0,
         })))
     }
 

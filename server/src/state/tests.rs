@@ -59,7 +59,7 @@ impl Store {
         match self.state.evaluate_resume(&resume, timing)? {
             ResumeVerdict::Grant(granted) => {
                 let token = Token::from_u64(granted.token);
-                self.record(Kind::LeaseGranted(granted));
+                self.record(Kind::LeaseGranted(*granted));
                 Ok(token)
             }
             ResumeVerdict::Repeat(token) => Ok(token),

@@ -77,6 +77,7 @@ pub fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut
             digest: Bytes::from(vec![input.byte() & 1; if input.byte() == 1 { 15 } else { 16 }]),
             checkpoint: (input.byte() != 1).then(Checkpoint::default),
             dead_letters: letters(input),
+            ..Staged::default()
         }),
         1 => Kind::StagedDiscarded(StagedDiscarded {
             pipeline: in_pipeline,
