@@ -63,7 +63,7 @@ pub fn run(store: &mut Store, choice: u8, input: &mut Input<'_>) {
             };
             let stage = Stage { request, digest: [input.byte() & 1; 16], payload_fault: None };
             match store.state.evaluate_stage(stage, 1_000) {
-                Ok(StageVerdict::Stage(staged)) => store.decide(Kind::Staged(staged)),
+                Ok(StageVerdict::Stage(staged)) => store.decide(Kind::Staged(*staged)),
                 Ok(StageVerdict::AlreadyStaged(lsn)) => assert!(lsn <= store.state.applied(), "it was staged before"),
                 Err(refusal) => drop(refusal.to_string()),
             }
