@@ -23,7 +23,7 @@ pub fn staged_lsn(state: &State, pipeline: &str, branch: &str) -> u64 {
 /// A barrier, most often one that is open.
 pub fn barrier(state: &State, pipeline: &str, input: &mut Input<'_>) -> BarrierRef {
     let name = input.one_of(&BARRIERS).to_owned();
-    let open = state.pipeline(pipeline).into_iter().flat_map(|known| known.open_barriers());
+    let open = state.pipeline(pipeline).into_iter().flat_map(fencepost_server::state::Pipeline::open_barriers);
     let opened = open.into_iter().find(|(open, _)| *open == name).map_or(1, |(_, barrier)| barrier.opened.as_u64());
     BarrierRef { name, opened_lsn: input.number(opened) }
 }
