@@ -196,12 +196,19 @@ async fn what_is_ill_formed_is_refused_by_its_field() {
     let good = || stage("main", token, 1, "tx");
     let mut large = good();
     large.checkpoint.as_mut().unwrap().position = vec![0; (64 << 10) + 1].into();
+    let with_state = |bytes| {
+        let mut request = good();
+        request.checkpoint.as_mut().unwrap().state = vec![0; bytes].into();
+        request
+    };
     let bad = [
         (StageRequest { pipeline: "orders".to_owned(), ..good() }, Reason::InvalidName, "pipeline"),
         (StageRequest { branch: "-".to_owned(), ..good() }, Reason::InvalidName, "branch"),
         (StageRequest { stage_id: "a b".to_owned(), ..good() }, Reason::InvalidName, "stage_id"),
         (StageRequest { checkpoint: None, ..good() }, Reason::InvalidField, "checkpoint"),
         (large, Reason::TooLarge, "checkpoint.position"),
+        (with_state(4 << 20 | 1), Reason::TooLarge, "checkpoint.state"),
+        (with_state(9 << 20), Reason::TooLarge, "request"),
     ];
     for (request, reason, field) in bad {
         refused_field(&store.stage(request).await.unwrap_err(), reason, field);

@@ -23,6 +23,33 @@ fn a_policy_is_not_set_while_the_pipeline_is_imported() {
 }
 
 #[test]
+fn nothing_is_staged_merged_or_waited_for_while_the_pipeline_is_imported() {
+    use fencepost::log::v1::ImportStarted;
+    use fencepost::v1::{
+        AbortBarrierRequest, ArriveRequest, DiscardStagedRequest, Merge, OpenBarrierRequest, StageRequest,
+    };
+
+    let mut store = Store::new();
+    let pipeline = PIPELINE.to_owned();
+    store.record(Kind::ImportStarted(ImportStarted { pipeline: pipeline.clone(), ..ImportStarted::default() }));
+    let state = &store.state;
+    let request = StageRequest { pipeline: pipeline.clone(), ..StageRequest::default() };
+    let stage = crate::state::Stage { request, digest: Digest::default(), payload_fault: None };
+    assert_refused(state.evaluate_stage(stage, 0), Reason::Importing);
+    let request = DiscardStagedRequest { pipeline: pipeline.clone(), ..DiscardStagedRequest::default() };
+    assert_refused(state.evaluate_discard_staged(&request), Reason::Importing);
+    let request = OpenBarrierRequest { pipeline: pipeline.clone(), ..OpenBarrierRequest::default() };
+    assert_refused(state.evaluate_open_barrier(&request, 0), Reason::Importing);
+    let request = ArriveRequest { pipeline: pipeline.clone(), ..ArriveRequest::default() };
+    assert_refused(state.evaluate_arrive(&request, 0), Reason::Importing);
+    let request = AbortBarrierRequest { pipeline, ..AbortBarrierRequest::default() };
+    assert_refused(state.evaluate_abort_barrier(&request), Reason::Importing);
+    let commit = commit("1", &[("jfk", Token::from_u64(1), 1)]);
+    let merge = crate::state::MergeCommit { commit, merge: Merge::default(), inputs: Ok(Vec::new()) };
+    assert_refused(state.evaluate_merge(merge, 0), Reason::Importing);
+}
+
+#[test]
 fn a_savepoint_of_an_import_needs_the_place_of_its_checkpoint() {
     use fencepost::log::v1::{ImportStarted, SavepointCreated};
 
