@@ -18,8 +18,9 @@
 //! commit are refused by the branch, and the sink's transaction by the sink, once its successor has raised the token there.
 //! Before that its batch is the one that its successor finds.
 //!
-//! So there is one way back for every failure: **resume the branch again**. A sink that does not answer may have applied the
-//! batch or may yet do so, and only a higher token there makes that certain.
+//! So there is one way back for every failure: **resume the branch again**, with
+//! [`Takeover::SameHolder`](crate::Takeover::SameHolder) so as not to wait for one's own lease. A sink that does not answer may
+//! have applied the batch or may yet do so, and only a higher token there makes that certain.
 //!
 //! # What a sink keeps
 //!
@@ -97,8 +98,8 @@ pub enum TwoPhaseError<E> {
     /// The sink failed. Whether it has the batch is not known.
     #[error("the sink failed, and may have the batch: {0}. Resume the branch again, which finds out")]
     Sink(E),
-    /// An earlier batch was begun and not ended.
-    #[error("it is not known whether the sink has batch '{stage_id}': resume the branch again, which finds out")]
+    /// An earlier batch was begun and not ended, so that it is not known where to go on.
+    #[error("batch '{stage_id}' was begun and not ended: resume the branch again, which finds out what became of it")]
     Unsettled {
         /// The id that it was staged under.
         stage_id: String,
@@ -123,15 +124,15 @@ pub struct TwoPhase<S> {
     sink: S,
     /// Batches begun.
     begun: u64,
-    /// The id of the batch that the sink has said it has, if its commit is not known.
-    applied: Option<String>,
+    /// The id of the batch that the sink may have and that is not known to be committed.
+    open: Option<String>,
 }
 
 impl<S: Sink> TwoPhase<S> {
     /// Raises the token in the sink, and settles what the worker before left staged. After that the worker's head is what the
     /// sink has.
     pub async fn start(worker: Worker, sink: S) -> Result<TwoPhase<S>, TwoPhaseError<S::Error>> {
-        let mut this = TwoPhase { worker, sink, begun: 0, applied: None };
+        let mut this = TwoPhase { worker, sink, begun: 0, open: None };
         let last = this.sink.fence(this.worker.token()).await;
         let last = this.answered(last)?;
         if let Some(staged) = this.worker.staged() {
@@ -146,24 +147,28 @@ impl<S: Sink> TwoPhase<S> {
 
     /// Writes a batch to the sink and commits the checkpoint behind it. Returns once both are durable.
     ///
-    /// After an error of the sink, or one that was given up half-way, it is not known whether the sink has the batch: every
-    /// further batch is refused, and the branch has to be resumed again. After any other error whose [`Error::applied`] is `No`
-    /// and that is not about the lease nothing was written, and it can go on.
+    /// If the sink may have it and its commit is not known, after an error or because the call was given up half-way, every
+    /// further batch is refused ([`TwoPhaseError::Unsettled`]): the branch has to be resumed again, and its head tells where to
+    /// go on. A batch that Fencepost refused before the sink saw it leaves nothing behind.
     pub async fn write(
         &mut self,
         batch: &S::Batch,
         checkpoint: Checkpoint,
     ) -> Result<Committed, TwoPhaseError<S::Error>> {
-        self.finish().await?;
+        self.worker.settled().await?;
+        let unsettled = self.open.clone().or_else(|| self.worker.staged().map(|staged| staged.id().to_owned()));
+        if let Some(stage_id) = unsettled {
+            return Err(TwoPhaseError::Unsettled { stage_id });
+        }
         self.begun += 1;
         // The sink and the log show it beside the token that it belongs to.
         let stage_id = format!("{}:{}", self.worker.token(), self.begun);
-        let staged = self.worker.stage(stage_id, checkpoint).await?;
-        let answer = self.sink.apply(self.worker.token(), staged.id(), batch).await;
+        self.worker.stage(&stage_id, checkpoint).await?;
+        self.open = Some(stage_id.clone());
+        let answer = self.sink.apply(self.worker.token(), &stage_id, batch).await;
         self.answered(answer)?;
-        self.applied = Some(staged.id().to_owned());
         let committed = self.worker.commit_staged().await?;
-        self.applied = None;
+        self.open = None;
         Ok(committed)
     }
 
@@ -180,18 +185,6 @@ impl<S: Sink> TwoPhase<S> {
     /// Both.
     pub fn into_parts(self) -> (Worker, S) {
         (self.worker, self.sink)
-    }
-
-    /// Commits a batch that the sink is known to have, if one is left over from before.
-    async fn finish(&mut self) -> Result<(), TwoPhaseError<S::Error>> {
-        self.worker.settled().await?;
-        let Some(staged) = self.worker.staged() else { return Ok(()) };
-        if self.applied.as_deref() != Some(staged.id()) {
-            return Err(TwoPhaseError::Unsettled { stage_id: staged.id().to_owned() });
-        }
-        self.worker.commit_staged().await?;
-        self.applied = None;
-        Ok(())
     }
 
     /// What the sink's answer means for the worker: one that the sink has fenced stops.

@@ -8,11 +8,12 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use bytes::Bytes;
 use fencepost::v1::checkpoint_service_client::CheckpointServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
+use fencepost::v1::dead_letter_service_client::DeadLetterServiceClient;
 use fencepost::v1::pipeline_service_client::PipelineServiceClient;
 use fencepost::v1::{
     BranchCommit, Checkpoint, CommitRequest, GetCheckpointRequest, GetHeadRequest, GetPolicyRequest, ListAuditRequest,
-    ListBranchesRequest, ListCheckpointsRequest, ListPipelinesRequest, ListSavepointsRequest, ResolveCommitRequest,
-    StoredCheckpoint,
+    ListBranchesRequest, ListCheckpointsRequest, ListDeadLettersRequest, ListPipelinesRequest, ListSavepointsRequest,
+    ListSchemasRequest, ResolveCommitRequest, StoredCheckpoint,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -28,6 +29,8 @@ pub(crate) enum Question {
     Branches,
     Policy(String),
     Savepoints(String),
+    Letters(String),
+    Schemas(String),
     /// Of a pipeline, or of one branch of it.
     Audit(String, String),
     Head(String, String),
@@ -64,6 +67,8 @@ impl Known {
         for pipeline in pipelines {
             questions.push(Question::Policy(pipeline.clone()));
             questions.push(Question::Savepoints(pipeline.clone()));
+            questions.push(Question::Letters(pipeline.clone()));
+            questions.push(Question::Schemas(pipeline.clone()));
             questions.push(Question::Audit(pipeline.clone(), String::new()));
         }
         for ((pipeline, branch), newest) in &self.branches {
@@ -181,7 +186,7 @@ fn refusal(status: &Status) -> (String, String) {
 async fn answer(channel: Channel, question: &Question, again: Option<CommitRequest>) -> Result<String, Status> {
     let mut checkpoints = CheckpointServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
     let mut pipelines = PipelineServiceClient::new(channel.clone());
-    let mut commits = CommitServiceClient::new(channel);
+    let mut commits = CommitServiceClient::new(channel.clone());
     Ok(match question.clone() {
         Question::Pipelines => {
             let answer = checkpoints.list_pipelines(ListPipelinesRequest::default()).await?.into_inner();
@@ -189,14 +194,27 @@ async fn answer(channel: Channel, question: &Question, again: Option<CommitReque
         }
         Question::Branches => {
             let mut answer = checkpoints.list_branches(ListBranchesRequest::default()).await?.into_inner();
-            for lease in answer.branches.iter_mut().filter_map(|branch| branch.lease.as_mut()) {
-                lease.remaining_ms = 0;
+            for branch in &mut answer.branches {
+                // Both are of this process alone.
+                branch.lease.iter_mut().for_each(|lease| lease.remaining_ms = 0);
+                branch.health = None;
             }
             format!("{:?}", answer.branches)
         }
         Question::Policy(pipeline) => {
             let answer = pipelines.get_policy(GetPolicyRequest { cluster: None, pipeline }).await?.into_inner();
             format!("{:?} {}", answer.policy, answer.is_set)
+        }
+        Question::Letters(pipeline) => {
+            let mut letters = DeadLetterServiceClient::new(channel).max_decoding_message_size(64 << 20);
+            let request = ListDeadLettersRequest { pipeline, page_size: 1_000, ..Default::default() };
+            let answer = letters.list_dead_letters(request).await?.into_inner();
+            let rows = answer.letters.iter().map(|letter| format!("{letter:?}\n")).collect::<String>();
+            format!("{rows}{}", answer.open)
+        }
+        Question::Schemas(pipeline) => {
+            let answer = pipelines.list_schemas(ListSchemasRequest { cluster: None, pipeline }).await?.into_inner();
+            format!("{:?}", answer.schemas)
         }
         Question::Savepoints(pipeline) => {
             let (mut found, mut page_token) = (Vec::new(), String::new());

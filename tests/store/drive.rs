@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use fencepost::v1::checkpoint_service_client::CheckpointServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
+use fencepost::v1::dead_letter_service_client::DeadLetterServiceClient;
 use fencepost::v1::lease_service_client::LeaseServiceClient;
 use fencepost::v1::pipeline_service_client::PipelineServiceClient;
 use fencepost::v1::{
-    BranchCommit, Checkpoint, CommitRequest, CreateSavepointRequest, DeleteSavepointRequest, ForkRequest,
-    GetHeadRequest, LeaseRef, OnMissing, Policy, ReleaseRequest, ResumeMode, ResumeRequest, RewindRequest,
+    BranchCommit, Checkpoint, CommitRequest, CreateSavepointRequest, DeadLetter, DeadLetterId, DeclareSchemaRequest,
+    DeleteSavepointRequest, DiscardDeadLettersRequest, FenceGroupRequest, ForkRequest, GetHeadRequest, LeaseRef,
+    ListDeadLettersRequest, OnMissing, Policy, ReleaseRequest, ResumeMode, ResumeRequest, RewindRequest, Schema,
     SetPolicyRequest, Takeover, fork_request, rewind_request,
 };
 use rand::rngs::StdRng;
@@ -31,6 +33,9 @@ pub(crate) struct Driver {
     tokens: BTreeMap<Name, u64>,
     heads: BTreeMap<Name, u64>,
     savepoints: Vec<(Name, String, u64)>,
+    /// What the next commit has beside its checkpoints.
+    dead_letters: Vec<DeadLetter>,
+    replayed: Vec<DeadLetterId>,
     /// Makes names that were never used.
     count: u64,
 }
@@ -42,7 +47,8 @@ fn name(pipeline: &str, branch: &str) -> Name {
 impl Driver {
     pub(crate) fn new(channel: Channel) -> Driver {
         let (known, tokens, heads) = (Known::default(), BTreeMap::new(), BTreeMap::new());
-        Driver { channel, known, tokens, heads, savepoints: Vec::new(), count: 0 }
+        let (savepoints, dead_letters, replayed) = (Vec::new(), Vec::new(), Vec::new());
+        Driver { channel, known, tokens, heads, savepoints, dead_letters, replayed, count: 0 }
     }
 
     /// Goes on with a store that was opened again.
@@ -125,6 +131,8 @@ impl Driver {
                 token: self.tokens[&of],
                 sequence,
                 checkpoint,
+                dead_letters: std::mem::take(&mut self.dead_letters),
+                replayed: std::mem::take(&mut self.replayed),
                 ..BranchCommit::default()
             });
         }
@@ -157,6 +165,60 @@ impl Driver {
             ..SetPolicyRequest::default()
         };
         PipelineServiceClient::new(self.channel.clone()).set_policy(request).await.unwrap();
+    }
+
+    /// Commits with so many dead letters, and replays so many open ones.
+    pub(crate) async fn skip(&mut self, pipeline: &str, branch: &str, letters: usize, replays: usize) {
+        let letter = |number| DeadLetter {
+            payload: format!("letter {number} of {pipeline}/{branch}#{}", self.count).into_bytes().into(),
+            reason: "no arrival delay".to_owned(),
+            ..DeadLetter::default()
+        };
+        self.dead_letters = (0..letters).map(letter).collect();
+        self.replayed = self.open_letters(pipeline, replays).await;
+        self.commit(pipeline, &[branch], 20).await;
+    }
+
+    /// Gives up so many open letters.
+    pub(crate) async fn discard(&mut self, pipeline: &str, count: usize) {
+        let letters = self.open_letters(pipeline, count).await;
+        if letters.is_empty() {
+            return;
+        }
+        let request = DiscardDeadLettersRequest {
+            pipeline: pipeline.to_owned(),
+            letters,
+            actor: "ada".to_owned(),
+            reason: self.fresh("hopeless"),
+            ..DiscardDeadLettersRequest::default()
+        };
+        DeadLetterServiceClient::new(self.channel.clone()).discard_dead_letters(request).await.unwrap();
+    }
+
+    /// The newest open letters.
+    async fn open_letters(&self, pipeline: &str, count: usize) -> Vec<DeadLetterId> {
+        let request = ListDeadLettersRequest { pipeline: pipeline.to_owned(), page_size: 1_000, ..Default::default() };
+        let found = DeadLetterServiceClient::new(self.channel.clone()).list_dead_letters(request).await;
+        let found = found.map(|it| it.into_inner().letters).unwrap_or_default();
+        found.into_iter().rev().take(count).filter_map(|it| it.id).collect()
+    }
+
+    pub(crate) async fn declare(&mut self, pipeline: &str, name: &str, successor_of: &str) {
+        let fingerprint = |name: &str| name.as_bytes().to_vec().into();
+        let (fingerprint, successor_of) = (fingerprint(name), fingerprint(successor_of));
+        let schema = Some(Schema { fingerprint, name: name.to_owned(), successor_of });
+        let (pipeline, actor) = (pipeline.to_owned(), "ada".to_owned());
+        let request = DeclareSchemaRequest { pipeline, schema, actor, ..DeclareSchemaRequest::default() };
+        PipelineServiceClient::new(self.channel.clone()).declare_schema(request).await.unwrap();
+    }
+
+    /// Takes every branch of a pipeline from whoever has it.
+    pub(crate) async fn fence(&mut self, pipeline: &str) {
+        let (pipeline, reason) = (pipeline.to_owned(), self.fresh("because"));
+        self.tokens.retain(|(of, _), _| *of != pipeline);
+        let request = FenceGroupRequest { pipeline, reason, ..FenceGroupRequest::default() };
+        // One that does not exist yet has nobody to be fenced.
+        drop(PipelineServiceClient::new(self.channel.clone()).fence_group(request).await);
     }
 
     /// Names a checkpoint, if it is kept.
@@ -266,7 +328,10 @@ impl Random {
         let recent = head.saturating_sub(self.below(5));
         match self.below(100) {
             0..45 => driver.commit(pipeline, &[branch], 20).await,
-            45..55 => driver.commit(pipeline, &BRANCHES[..=self.below(4) as usize], 20).await,
+            45..47 => driver.skip(pipeline, branch, self.below(4) as usize, self.below(3) as usize).await,
+            47..48 => driver.discard(pipeline, 1 + self.below(2) as usize).await,
+            48..49 => driver.fence(pipeline).await,
+            49..55 => driver.commit(pipeline, &BRANCHES[..=self.below(4) as usize], 20).await,
             // Much of this dies at once, so that there is something to compact.
             55..67 => driver.commit("prod/bulk", &["main"], 600_000).await,
             67..70 => driver.commit(pipeline, &[branch], 200_000).await,

@@ -9,6 +9,7 @@ mod damage;
 mod drive;
 mod faults;
 mod full;
+mod letters;
 mod newer;
 mod old;
 mod old_ask;

@@ -152,6 +152,12 @@ async fn begin(driver: &mut Driver) {
             driver.savepoint(ORDERS, "eu", 3).await.unwrap();
         }
     }
+    driver.declare(ORDERS, "v1", "").await;
+    driver.declare(ORDERS, "v2", "v1").await;
+    driver.skip(ORDERS, "asia", 3, 0).await;
+    driver.skip(ORDERS, "asia", 2, 1).await;
+    driver.skip(ORDERS, "us", 1, 0).await;
+    driver.discard(ORDERS, 2).await;
     driver.rewind(ORDERS, "us", To::Sequence(5)).await.unwrap();
     driver.commit(ORDERS, &["us"], 600).await;
     driver.fork((ORDERS, "us"), 5, (ORDERS, "us-again")).await.unwrap();

@@ -20,6 +20,9 @@ use crate::support::{PIPELINE, bytes_in, compact, config, files_in, open_again, 
 
 const STATE_BYTES: usize = 100_000;
 
+/// The newest sequence that is staged.
+const LAST: u64 = 250;
+
 /// What is staged for this sequence: large, and with its name in it.
 fn payload(branch: &str, sequence: u64) -> Checkpoint {
     let mut state = format!("<{branch}@{sequence}>").into_bytes();
@@ -126,7 +129,6 @@ async fn what_was_staged_stays_as_long_as_what_it_became_and_is_written_once() {
     open(&store, "waiting", &["absent", "idle"]).await;
     stage(&store, "idle", idle, 2).await;
     let waiting = arrive(&store, "waiting", "idle", idle, 2).await;
-    const LAST: u64 = 250;
     for sequence in 2..=LAST {
         stage(&store, "main", main, sequence).await;
         if sequence < LAST {

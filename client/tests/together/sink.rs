@@ -254,6 +254,29 @@ async fn after_a_failure_of_the_sink_nothing_is_written_before_the_branch_was_re
 }
 
 #[tokio::test]
+async fn a_batch_that_was_given_up_half_way_is_not_written_again_before_the_branch_was_resumed() {
+    // Two steps for the resume; then before and after the stage, and before and after the commit.
+    for steps in 3..=6 {
+        let store = Store::open().await;
+        let table = Arc::new(Mutex::new(Table::default()));
+        let fuse = Fuse::new(steps);
+        let sink = || TableSink { table: table.clone(), fuse: Fuse::new(usize::MAX) };
+        let mut loader = TwoPhase::start(store.road_with(&fuse).worker("main").await, sink()).await.unwrap();
+        let given_up = until_blown(&fuse, pin!(loader.write(&[1, 2], Checkpoint::at("2")))).await;
+        assert!(given_up.is_none(), "{steps}");
+        for _ in 0..2 {
+            let again = loader.write(&[1, 2], Checkpoint::at("2")).await.unwrap_err();
+            assert!(matches!(again, TwoPhaseError::Unsettled { .. }), "{steps}: {again}");
+        }
+        let mut loader = TwoPhase::start(store.worker("main").await, sink()).await.unwrap();
+        if loader.worker().sequence() == 0 {
+            loader.write(&[1, 2], Checkpoint::at("2")).await.unwrap();
+        }
+        assert_eq!((&table.lock().unwrap().rows[..], loader.worker().sequence()), (&[1, 2][..], 1), "{steps}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_that_fencepost_refuses_is_not_written_and_the_next_one_is() {
     let store = Store::open().await;
     let table = Arc::new(Mutex::new(Table::default()));

@@ -197,7 +197,7 @@ fn check_commit(commit: &Committed) -> Result<(), String> {
             return Err(format!("{} is '{}': expected each branch once", field("branch"), moved.branch));
         }
         check_count(&field("sequence"), moved.sequence)?;
-        letters += moved.dead_letters.len();
+        letters += moved.dead_letters.len() + moved.handled_dead_letters as usize;
         letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
         for (number, letter) in moved.dead_letters.iter().enumerate() {
             check_dead_letter(&format!("{}[{number}]", field("dead_letters")), letter).map_err(said)?;
@@ -261,7 +261,7 @@ mod tests {
 
     use bytes::Bytes;
     use fencepost::log::v1::{CommittedBranch, Imported};
-    use fencepost::v1::{Checkpoint, Integrity, Policy};
+    use fencepost::v1::{Checkpoint, DeadLetter, DeadLetterId, Integrity, Merge, Policy, Schema};
     use prost::Message as _;
     use uuid::Uuid;
 
@@ -296,7 +296,19 @@ mod tests {
         Kind::Imported(Imported { commit: Some(commit), committed_at_ms: 1_000 })
     }
 
-    /// An export: checkpoint 3 with a savepoint, and the retained ones, 8 and 9.
+    /// Open dead letters of a checkpoint that is not retained.
+    fn letters() -> Kind {
+        let mut kind = imported(4, 1);
+        let letter = DeadLetter { payload: "row".into(), reason: "no delay".to_owned(), ..DeadLetter::default() };
+        branch(|it| {
+            (it.branch, it.checkpoint) = ("late".to_owned(), None);
+            it.dead_letters = vec![letter.clone(), letter];
+        })(&mut kind);
+        kind
+    }
+
+    /// An export: checkpoint 3 with a savepoint, and the retained ones, 8 and 9; another branch, of which dead letters of
+    /// checkpoint 1 are open and 2 is retained; and a schema.
     fn good() -> Vec<Kind> {
         let (pipeline, source_cluster_id) = ("prod/orders".to_owned(), Uuid::nil().to_string());
         let started =
@@ -311,6 +323,10 @@ mod tests {
         };
         let policy = Some(Policy { keep_last: 2, ..Policy::default() });
         let set = PolicySet { pipeline: pipeline.clone(), policy, ..PolicySet::default() };
+        let mut late = imported(5, 2);
+        branch(|it| (it.branch, it.retained_from) = ("late".to_owned(), 2))(&mut late);
+        let fingerprint = Bytes::from_static(b"digest");
+        let schema = Some(Schema { fingerprint, name: "v1".to_owned(), ..Schema::default() });
         vec![
             Kind::ImportStarted(ImportStarted { pipeline: pipeline.clone(), ..started }),
             imported(1, 3),
@@ -318,6 +334,9 @@ mod tests {
             Kind::PolicySet(set),
             imported(2, 8),
             imported(3, 9),
+            letters(),
+            late,
+            Kind::SchemaDeclared(SchemaDeclared { pipeline: pipeline.clone(), schema, ..SchemaDeclared::default() }),
             Kind::ImportFinished(ImportFinished { pipeline, ..ImportFinished::default() }),
         ]
     }
@@ -348,7 +367,7 @@ mod tests {
     #[test]
     fn a_good_export_is_taken_in() {
         let export = opened(good()).unwrap();
-        let contents = Contents { pipeline: "prod/orders".to_owned(), branches: 1, checkpoints: 3, savepoints: 1 };
+        let contents = Contents { pipeline: "prod/orders".to_owned(), branches: 2, checkpoints: 4, savepoints: 1 };
         assert_eq!(export.contents, contents);
         assert_eq!(export.named, BTreeMap::from([(lsn(1).as_u64(), ("main".to_owned(), 3))]));
         assert!(export.fact_bytes > 40);
@@ -454,6 +473,54 @@ mod tests {
         let keep_for_ms = Policy { keep_for_ms: u64::MAX, ..Policy::default() };
         refused(3, policy(|it| it.policy = Some(keep_for_ms)), "policy.keep_for_ms", &u64::MAX.to_string());
         refused(0, started(|it| it.digest = Bytes::from_static(b"short")), "digest", "5 bytes");
+    }
+
+    fn schema(change: impl FnOnce(&mut Schema)) -> impl FnOnce(&mut Kind) {
+        |kind| match kind {
+            Kind::SchemaDeclared(SchemaDeclared { schema: Some(schema), .. }) => change(schema),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_export_with_dead_letters_that_no_commit_could_have_is_refused() {
+        refused(6, branch(|it| it.dead_letters.clear()), "branches[0].checkpoint", "absent");
+        refused(6, branch(|it| it.dead_letters[1].reason.clear()), "branches[0].dead_letters[1].reason", "a few words");
+        let position = |it: &mut CommittedBranch| it.dead_letters[0].source_position = vec![0; 1025].into();
+        refused(6, branch(position), "branches[0].dead_letters[0].source_position", "1025 bytes");
+        let traceparent = |it: &mut CommittedBranch| it.dead_letters[0].traceparent = "trace".to_owned();
+        refused(6, branch(traceparent), "branches[0].dead_letters[0].traceparent", "'trace'");
+        refused(6, branch(|it| it.handled_dead_letters = 999), "dead_letters has 1001", "at most 1000");
+        let long = |it: &mut CommittedBranch| it.dead_letters[0].payload = vec![0; 4 << 20].into();
+        refused(6, branch(long), "dead_letters", "4194307 bytes");
+        refused(6, branch(|it| it.staged_lsn = 7), "branches[0].staged_lsn", "neither");
+        refused(6, branch(|it| it.replayed = vec![DeadLetterId::default()]), "replayed", "neither");
+        refused(6, commit(|it| it.merge = Some(Merge::default())), "merge", "neither");
+        // They belong to a checkpoint before the newest one, which is there.
+        refused(6, branch(|it| it.branch = "main".to_owned()), "branch 'main'", "from 9 to 1");
+        refused(6, branch(|it| it.branch = "ghost".to_owned()), "branch 'ghost'", "has no checkpoint");
+    }
+
+    #[test]
+    fn an_export_with_schemas_that_nobody_could_declare_is_refused() {
+        refused(8, schema(|it| it.fingerprint = Bytes::new()), "schema.fingerprint", "1 to 64 bytes");
+        refused(8, schema(|it| it.fingerprint = vec![0; 65].into()), "schema.fingerprint", "65 bytes");
+        refused(8, schema(|it| it.name = "version 1".to_owned()), "schema.name", "version 1");
+        refused(8, schema(|it| it.successor_of = "v0".into()), "schema.successor_of", "7630");
+        refused(
+            8,
+            |it| {
+                *it = Kind::SchemaDeclared(SchemaDeclared {
+                    pipeline: "prod/orders".to_owned(),
+                    ..SchemaDeclared::default()
+                })
+            },
+            "schema",
+            "absent",
+        );
+        let mut kinds = good();
+        kinds.insert(8, kinds[8].clone());
+        assert!(opened(kinds).unwrap_err().contains("declares a schema again"));
     }
 
     #[test]

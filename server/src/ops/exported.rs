@@ -75,7 +75,10 @@ impl<'a> Exporter<'a> {
             let dead_letters = self.open(lsn, number, own);
             number += own.len() as u32;
             if is_kept || !dead_letters.is_empty() {
-                here.push(CommittedBranch { checkpoint: checkpoint.filter(|_| is_kept), dead_letters, ..made });
+                let handled =
+                    moved.map_or(0, |moved| moved.handled_dead_letters) + (own.len() - dead_letters.len()) as u32;
+                let (checkpoint, handled_dead_letters) = (checkpoint.filter(|_| is_kept), handled);
+                here.push(CommittedBranch { checkpoint, dead_letters, handled_dead_letters, ..made });
             }
         }
         let (commit_id, digest) = commit.map_or_else(
@@ -107,7 +110,9 @@ impl<'a> Exporter<'a> {
         let fact = Fact::decode(payload).map_err(|error| unreadable(error.to_string()))?;
         let Some(Kind::Staged(staged)) = fact.kind else { return Err(unreadable("it stages nothing".to_owned())) };
         let dead_letters = self.open(at, 0, &staged.dead_letters);
-        Ok(CommittedBranch { checkpoint: staged.checkpoint.filter(|_| is_kept), dead_letters, ..made })
+        let handled = staged.handled_dead_letters + (staged.dead_letters.len() - dead_letters.len()) as u32;
+        let (checkpoint, handled_dead_letters) = (staged.checkpoint.filter(|_| is_kept), handled);
+        Ok(CommittedBranch { checkpoint, dead_letters, handled_dead_letters, ..made })
     }
 
     /// Those of these letters, numbered from `first` on, that are open. They get new numbers where they go.

@@ -307,7 +307,7 @@ impl Core {
         let awaited = pipeline
             .into_iter()
             .flat_map(|it| it.barriers_of(name).map(|(name, open)| it.told_barrier(of, name, open)));
-        Resumed::Granted(Granted {
+        Resumed::Granted(Box::new(Granted {
             token,
             ttl: grant.map(Grant::ttl).unwrap_or_default(),
             lsn: grant.map(|grant| grant.lsn).unwrap_or_default(),
@@ -315,7 +315,7 @@ impl Core {
             staged: branch.and_then(Branch::staged).cloned(),
             barriers: awaited.collect(),
             seen: self.seen(),
-        })
+        }))
     }
 
     fn keep_alive(&mut self, request: &KeepAliveRequest, reply: oneshot::Sender<Result<KeptAlive, Refusal>>) {

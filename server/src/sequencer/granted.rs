@@ -46,7 +46,7 @@ pub struct Readable {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resumed {
     /// The branch is the caller's.
-    Granted(Granted),
+    Granted(Box<Granted>),
     /// Nothing was decided: something has to be read first. The caller then asks again.
     ReadFirst {
         /// What.

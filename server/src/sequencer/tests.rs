@@ -65,7 +65,7 @@ fn lease(branch: &str, token: Token) -> LeaseRef {
 
 fn granted(answer: &mut oneshot::Receiver<Result<Resumed, Refusal>>) -> Granted {
     match answer.try_recv().unwrap().unwrap() {
-        Resumed::Granted(granted) => granted,
+        Resumed::Granted(granted) => *granted,
         first @ Resumed::ReadFirst { .. } => panic!("{first:?}"),
     }
 }
@@ -454,7 +454,7 @@ impl Deciding {
         };
         let stage = Stage { request, digest: Digest::default(), payload_fault: None };
         let staged = self.decide(Some(token), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
-            StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(staged)), answer: () }),
+            StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(*staged)), answer: () }),
             StageVerdict::AlreadyStaged(_) => panic!("nothing is staged"),
         });
         staged.unwrap();

@@ -66,6 +66,14 @@ pub(super) fn record(lsn: Lsn, fact: Fact) -> Option<AuditRecord> {
             record.detail = format!("generation {}; the last fact before it is at LSN {kept}", started.generation);
             (record.actor, record.reason) = (started.actor, started.reason);
         }
+        kind => return of_parallel(kind, record),
+    }
+    Some(record)
+}
+
+/// The rest: what there is to do with branches that go side by side.
+fn of_parallel(kind: Kind, mut record: AuditRecord) -> Option<AuditRecord> {
+    match kind {
         Kind::StagedDiscarded(discarded) => {
             record.set_action(Action::StagedDiscarded);
             record.detail = format!("'{}', staged at LSN {}", discarded.stage_id, Lsn::from_u64(discarded.staged_lsn));

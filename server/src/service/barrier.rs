@@ -188,7 +188,9 @@ impl BarrierService for Service {
         let decided = sequencer
             .decide_as(Some(holder), bytes + BARRIER_BYTES_MAX, move |state, now_ms| {
                 Ok(match state.evaluate_merge(MergeCommit { commit, merge, inputs }, now_ms)? {
-                    MergeVerdict::Apply(committed) => Decision { fact: Some(Kind::Committed(committed)), answer: None },
+                    MergeVerdict::Apply(committed) => {
+                        Decision { fact: Some(Kind::Committed(*committed)), answer: None }
+                    }
                     MergeVerdict::Already(lsn, branch, sequence) => {
                         Decision { fact: None, answer: Some((lsn, branch.to_string(), sequence)) }
                     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
-use fencepost::log::v1::{Committed, Fact, LeaseGranted, Staged};
-use fencepost::v1::{Checkpoint, Predecessor, StoredCheckpoint};
+use fencepost::log::v1::{Committed, CommittedBranch, Fact, LeaseGranted, Staged};
+use fencepost::v1::{Checkpoint, DeadLetter, Predecessor, StoredCheckpoint};
 use fencepost::{Lsn, Made, Payload, Reason};
 use prost::Message as _;
 use tonic::Status;
@@ -63,11 +63,12 @@ pub(super) fn checkpoint(
     };
     let staging;
     let (mut checkpoint, staged_letters) = match payload {
-        Payload::Here(checkpoint) => (checkpoint.clone(), 0),
+        Payload::Here(checkpoint) => (checkpoint.clone(), None),
         Payload::Gone => return Err(gone()),
         Payload::Staged(at) => {
             staging = staged(log, at)?;
-            (staging.checkpoint.clone().ok_or_else(gone)?, staging.dead_letters.len())
+            let letters = letter_count(&staging.dead_letters, staging.handled_dead_letters);
+            (staging.checkpoint.clone().ok_or_else(gone)?, Some(letters))
         }
     };
     check_payload(lsn, &checkpoint)?;
@@ -77,6 +78,7 @@ pub(super) fn checkpoint(
     if without_state {
         leave_state_out(&mut checkpoint);
     }
+    let letters = |moved: &CommittedBranch| letter_count(&moved.dead_letters, moved.handled_dead_letters);
     Ok(StoredCheckpoint {
         pipeline: pipeline.to_owned(),
         branch: branch.to_owned(),
@@ -90,8 +92,13 @@ pub(super) fn checkpoint(
         unreadable: String::new(),
         merge: commit.and_then(|commit| commit.merge.clone()),
         barrier: commit.and_then(|commit| commit.barrier.as_ref()).map_or_else(String::new, |it| it.name.clone()),
-        dead_letters: moved.map_or(0, |moved| moved.dead_letters.len().max(staged_letters)) as u32,
+        dead_letters: staged_letters.or_else(|| moved.map(letters)).unwrap_or_default(),
     })
+}
+
+/// How many dead letters came with something, handled ones included.
+fn letter_count(open: &[DeadLetter], handled: u32) -> u32 {
+    handled.saturating_add(open.len() as u32)
 }
 
 /// What was staged at `lsn`.

@@ -21,7 +21,7 @@ pub(super) async fn stage(backend: &Backend, request: StageRequest) -> Result<St
     let decided = sequencer
         .decide_as(Some(holder), bytes, move |state, now_ms| {
             Ok(match state.evaluate_stage(stage, now_ms)? {
-                StageVerdict::Stage(staged) => Decision { fact: Some(Kind::Staged(staged)), answer: None },
+                StageVerdict::Stage(staged) => Decision { fact: Some(Kind::Staged(*staged)), answer: None },
                 StageVerdict::AlreadyStaged(lsn) => Decision { fact: None, answer: Some(lsn) },
             })
         })

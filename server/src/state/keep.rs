@@ -129,7 +129,9 @@ fn commit_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, commit: &Committed, i
         Some(Kind::Imported(imported)) => imported.commit.as_mut(),
         _ => None,
     };
-    commit.into_iter().flat_map(|commit| &mut commit.branches).for_each(|moved| moved.dead_letters.clear());
+    for moved in commit.into_iter().flat_map(|commit| &mut commit.branches) {
+        moved.handled_dead_letters += std::mem::take(&mut moved.dead_letters).len() as u32;
+    }
     Keep::Reduced(reduced)
 }
 
@@ -173,7 +175,7 @@ fn staged_kept(pipeline: &Pipeline, lsn: Lsn, staged: &Staged, fact: &Fact) -> K
             staged.checkpoint = None;
         }
         if !has_open && !is_staged {
-            staged.dead_letters.clear();
+            staged.handled_dead_letters += std::mem::take(&mut staged.dead_letters).len() as u32;
         }
     }
     if reduced == *fact { Keep::Whole } else { Keep::Reduced(Box::new(reduced)) }

@@ -40,7 +40,7 @@ pub struct Input {
 #[derive(Clone, Debug, PartialEq)]
 pub enum MergeVerdict {
     /// The output is committed once this fact is durable.
-    Apply(Committed),
+    Apply(Box<Committed>),
     /// It was before: at this place, of this branch, with this sequence.
     Already(Lsn, Box<str>, u64),
 }
@@ -127,7 +127,7 @@ impl State {
             return Ok(MergeVerdict::Already(*lsn, branch.clone(), *sequence));
         }
         let committed = self.judge_moves(commit, now_ms)?;
-        Ok(MergeVerdict::Apply(Committed { merge: Some(merge), ..committed }))
+        Ok(MergeVerdict::Apply(Box::new(Committed { merge: Some(merge), ..committed })))
     }
 }
 

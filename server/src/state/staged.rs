@@ -30,7 +30,7 @@ pub struct Stage {
 #[derive(Clone, Debug, PartialEq)]
 pub enum StageVerdict {
     /// It is staged once this fact is durable.
-    Stage(StagedFact),
+    Stage(Box<StagedFact>),
     /// An earlier attempt staged it, here.
     AlreadyStaged(Lsn),
 }
@@ -162,7 +162,7 @@ impl State {
             known.check_declared(pipeline, given)?;
             known.check_dead_letters(pipeline, added, std::iter::empty())?;
         }
-        Ok(StageVerdict::Stage(StagedFact {
+        Ok(StageVerdict::Stage(Box::new(StagedFact {
             pipeline: request.pipeline,
             branch: request.branch,
             sequence: request.sequence,
@@ -171,7 +171,7 @@ impl State {
             digest: Bytes::copy_from_slice(&digest),
             checkpoint: request.checkpoint,
             dead_letters: request.dead_letters,
-        }))
+        })))
     }
 
     /// Judges that what is staged is given up.

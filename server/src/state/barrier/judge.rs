@@ -161,7 +161,7 @@ impl Pipeline {
     /// The commit of all participants, by what they have staged.
     fn completed(&self, of: &str, open: &OpenBarrier, barrier: BarrierRef, now_ms: u64) -> Result<Committed, Refusal> {
         let commit_id = format!("barrier:{}", open.opened);
-        let moved = |name: &Box<str>| {
+        let moved = |name: &str| {
             let branch = self.branches.get(name);
             let there = branch.and_then(|branch| Some((branch, branch.staged()?, branch.last_grant()?)));
             let (branch, staged, grant) = there.expect("a branch that has arrived has a worker and something staged");
@@ -178,7 +178,7 @@ impl Pipeline {
             pipeline: of.to_owned(),
             digest: Bytes::copy_from_slice(&id_key(&commit_id)),
             commit_id,
-            branches: open.participants.iter().map(moved).collect(),
+            branches: open.participants.iter().map(|name| moved(name)).collect(),
             number: next_number(Some(self))?,
             barrier: Some(barrier),
             merge: None,

@@ -141,7 +141,7 @@ impl History {
         let stage = Stage { digest: digest(&stage_id), request, payload_fault: None };
         match (self.store.state.evaluate_stage(stage.clone(), self.now()), self.staged_id(&pipeline, &name)) {
             (Ok(StageVerdict::Stage(staged)), None) => {
-                let lsn = self.record(Kind::Staged(staged)).lsn;
+                let lsn = self.record(Kind::Staged(*staged)).lsn;
                 let again = self.store.state.evaluate_stage(stage, self.now());
                 assert_eq!(again, Ok(StageVerdict::AlreadyStaged(lsn)));
                 stage_id
@@ -299,7 +299,7 @@ impl History {
         let merge = MergeCommit { commit, merge, inputs: Ok(inputs.clone()) };
         match self.store.state.evaluate_merge(merge.clone(), self.now()) {
             Ok(MergeVerdict::Apply(committed)) => {
-                let place = self.record(Kind::Committed(committed));
+                let place = self.record(Kind::Committed(*committed));
                 self.moved(&pipeline, vec![(name.clone(), sequence)], place);
                 self.ids.push(id);
                 let mut other = merge;
