@@ -101,7 +101,7 @@ async fn whichever_processes_are_killed_the_merged_week_is_the_straight_computat
         let places = places.flat_map(|(_, places)| places.split(", ").filter_map(|place| place.split_once(' ')));
         kills.extend(places.map(|(place, _)| place.to_owned()));
     }
-    let everywhere = ["arrived", "committed", "counted", "merged", "merging", "staged"];
+    let everywhere = ["arrived", "closed", "committed", "counted", "merged", "merging", "staged"];
     assert!(kills.iter().eq(everywhere), "a worker was killed at each place: {kills:?}");
     store.close().await.unwrap();
 }
