@@ -22,6 +22,7 @@ pub struct Commit {
 
 /// How a commit is judged, if it is not refused.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // It is taken apart where it is made.
 pub enum CommitVerdict {
     /// All branches move once this fact is durable.
     Apply(Committed),
