@@ -106,6 +106,7 @@ pub struct ResumeTiming {
 
 /// How a request for a branch is judged.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // It is taken apart where it is made.
 pub enum ResumeVerdict {
     /// The caller gets the branch once this fact is durable.
     Grant(Box<LeaseGranted>),

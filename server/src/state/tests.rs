@@ -1,5 +1,6 @@
 //! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
 
+mod declared;
 mod history;
 mod import;
 mod model;
