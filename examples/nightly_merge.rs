@@ -20,10 +20,9 @@ use fencepost_client::{
     Checkpoint, Client, Merge, Pipeline, Policy, Reason, Resume, StoredCheckpoint, Takeover, Worker,
 };
 use flights::{AIRPORTS, Feed, Flight, HeldUp, Report};
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
 use rand::seq::index::sample;
+use rand::{Rng as _, SeedableRng as _};
 use support::{Process, Result, Store, ensure, fault};
 
 /// Rows between two commits.
@@ -39,7 +38,7 @@ struct Cli {
     #[arg(long, env = "FENCEPOST_ENDPOINT")]
     endpoint: Option<String>,
     /// Who is killed where.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 10)]
     seed: u64,
     #[command(subcommand)]
     role: Option<Role>,
@@ -66,6 +65,9 @@ struct At {
     endpoint: String,
     #[arg(long)]
     pipeline: String,
+    /// For the very first run: without it, lost progress is an error and not a fresh start.
+    #[arg(long)]
+    start_fresh: bool,
 }
 
 #[tokio::main]
@@ -79,20 +81,22 @@ async fn main() -> ExitCode {
 }
 
 impl At {
-    async fn pipeline(&self) -> Result<Pipeline> {
-        Ok(Client::connect(&self.endpoint).await?.pipeline(&self.pipeline))
+    /// The pipeline, and a worker of this branch: it goes on at once where a dead one of its name was.
+    async fn resume(&self, branch: &str, holder: &str) -> Result<(Pipeline, Worker)> {
+        let pipeline = Client::connect(&self.endpoint).await?.pipeline(&self.pipeline);
+        let resume = if self.start_fresh { role(holder).start_fresh() } else { role(holder) };
+        let worker = pipeline.branch(branch).resume(resume).await?;
+        Ok((pipeline, worker))
     }
 }
 
-/// Every worker here goes on at once for a dead one of its name, and may be the first.
-fn role(name: &str) -> Resume {
-    Resume::new(name).takeover(Takeover::SameHolder).start_fresh()
+fn role(holder: &str) -> Resume {
+    Resume::new(holder).takeover(Takeover::SameHolder)
 }
 
 /// A branch: batches in the day are committed; the last one of a day is staged, and committed by the day's barrier.
 async fn count_airport(at: &At, airport: &str) -> Result {
-    let pipeline = at.pipeline().await?;
-    let worker = pipeline.branch(airport).resume(role(airport)).await?;
+    let (pipeline, worker) = at.resume(airport, airport).await?;
     let feed = Feed::of(&flights::read()?, airport, HELD_UP);
     let mut done: usize = worker.head().map_or(Ok(0), |head| head.position_str().parse())?;
     let mut reports = worker.head().as_ref().map(flights::reports).transpose()?.unwrap_or_default();
@@ -105,23 +109,24 @@ async fn count_airport(at: &At, airport: &str) -> Result {
         done += batch.rows.len();
         flights::count(&mut reports, batch.rows);
         let checkpoint = flights::checkpoint(done, &reports, batch.rows)?;
-        let sequence = worker.sequence() + 1;
-        fault("counted", sequence);
+        let day = flights::number(batch.day);
+        fault("counted", day);
         if batch.ends_the_day {
             // What a worker before has left staged is this same batch. It stays staged; only the arrival ended with its worker.
             if worker.staged().is_none() {
                 worker.stage(batch.day, checkpoint).await?;
             }
-            fault("staged", sequence);
+            fault("staged", day);
             // Whoever is first opens it; for all others the same call finds it open.
             pipeline.open_barrier(batch.day).participants(AIRPORTS).open().await?;
             worker.arrive_staged(batch.day).await?;
-            fault("arrived", sequence);
+            fault("arrived", day);
             worker.wait_at(batch.day).await?;
+            fault("closed", day);
         } else {
             worker.commit(checkpoint).await?;
+            fault("committed", day);
         }
-        fault("committed", sequence);
     }
     Ok(worker.release().await?)
 }
@@ -129,7 +134,8 @@ async fn count_airport(at: &At, airport: &str) -> Result {
 /// Rows of a day that is closed: they go to a branch of their own, which says what they are late for.
 async fn commit_late(pipeline: &Pipeline, airport: &str, rows: &[Flight]) -> Result {
     let Some(day) = rows.first().map(|row| &*row.day) else { return Ok(()) };
-    let worker = pipeline.branch("late").resume(role(airport)).await?;
+    // This branch begins when something is late, so that it is empty says nothing.
+    let worker = pipeline.branch("late").resume(role(airport).start_fresh()).await?;
     if worker.staged().is_some() {
         worker.discard_staged("its barrier was closed").await?;
     }
@@ -152,8 +158,7 @@ async fn commit_late(pipeline: &Pipeline, airport: &str, rows: &[Flight]) -> Res
 
 /// The merged branch: one checkpoint for each day, and one for what came late.
 async fn merge_days(at: &At) -> Result {
-    let pipeline = at.pipeline().await?;
-    let worker = pipeline.branch("merged").resume(role("merger")).await?;
+    let (pipeline, worker) = at.resume("merged", "merger").await?;
     let days = flights::days(&flights::read()?);
     for day in days.iter().skip(worker.sequence() as usize) {
         pipeline.open_barrier(day).participants(AIRPORTS).open().await?;
@@ -202,7 +207,7 @@ async fn demonstrate(endpoint: Option<String>, seed: u64) -> Result {
     pipeline.set_policy(Policy::new().reconcile_rows().keep_last(100)).actor("example").send().await?;
 
     let flights = flights::read()?;
-    let plan = kills(&mut StdRng::seed_from_u64(seed), &flights);
+    let plan = kills(&mut StdRng::seed_from_u64(seed));
     let [newark, kennedy, la_guardia, merger] =
         plan.each_ref().map(|(worker, kills)| chain(&store, &name, worker, kills));
     tokio::try_join!(newark, kennedy, la_guardia, merger)?;
@@ -246,36 +251,29 @@ async fn demonstrate(endpoint: Option<String>, seed: u64) -> Result {
     store.close().await
 }
 
-/// Chooses where each worker is to die: at checkpoints that no two of its deaths share.
-fn kills(rng: &mut StdRng, flights: &[Flight]) -> [(&'static str, Vec<String>); 4] {
+/// Chooses where each worker is to die: on days that no two of its deaths share, and not on the first, so that each has begun.
+fn kills(rng: &mut StdRng) -> [(&'static str, Vec<String>); 4] {
     ["EWR", "JFK", "LGA", "merger"].map(|worker| {
-        let feed = Feed::of(flights, worker, HELD_UP);
-        let mut places: Vec<&[&str]> = Vec::new();
-        let mut done = 0;
-        while let Some(batch) = feed.batch(done, BATCH_ROWS) {
-            done += batch.rows.len();
-            let ends = batch.ends_the_day;
-            places.push(if ends { &["counted", "staged", "arrived", "committed"] } else { &["counted", "committed"] });
-        }
-        if worker == "merger" {
-            places = vec![&["merging", "merged"]; flights::days(flights).len() + 1];
-        }
-        let mut chosen = sample(rng, places.len(), KILLS).into_vec();
-        chosen.sort_unstable();
-        let place = |at: usize| format!("{} {}", places[at].choose(rng).expect("there are several"), at + 1);
-        (worker, chosen.into_iter().map(place).collect())
+        let places: &[&str] = match worker {
+            "merger" => &["merging", "merged"],
+            _ => &["counted", "committed", "staged", "arrived", "closed"],
+        };
+        let mut days = sample(rng, 6, KILLS).into_vec();
+        days.sort_unstable();
+        let place = |day: usize| format!("{} {}", places[rng.random_range(..places.len())], day + 2);
+        (worker, days.into_iter().map(place).collect())
     })
 }
 
 /// Has the work of one worker done, by as many processes as it takes.
 async fn chain(store: &Store, pipeline: &str, worker: &str, kills: &[String]) -> Result {
-    let arguments = ["--endpoint", store.endpoint(), "--pipeline", pipeline];
-    let arguments: Vec<OsString> = match worker {
-        "merger" => ["merger"].iter().chain(&arguments).map(Into::into).collect(),
-        airport => ["airport", airport].iter().chain(&arguments).map(Into::into).collect(),
-    };
+    let role: &[&str] = if worker == "merger" { &["merger"] } else { &["airport", worker] };
+    let place = ["--endpoint", store.endpoint(), "--pipeline", pipeline, "--start-fresh"];
+    let mut arguments: Vec<OsString> = role.iter().chain(&place).map(OsString::from).collect();
     for kill in kills {
         support::killed(Process::start(&arguments, Some(&format!("kill {kill}")))?.ended().await?)?;
+        // Only the first may begin from nothing.
+        arguments.retain(|argument| argument != "--start-fresh");
     }
     support::succeeded(Process::start(&arguments, None)?.ended().await?)
 }

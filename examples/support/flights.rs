@@ -117,6 +117,11 @@ pub(crate) fn days(flights: &[Flight]) -> Vec<String> {
     days
 }
 
+/// Of which day of its month this is the date.
+pub(crate) fn number(day: &str) -> u64 {
+    day.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
 impl Feed {
     /// What comes from an airport. Rows of the last two days are not to be held up: no day is left to bring them.
     pub(crate) fn of(flights: &[Flight], airport: &str, held_up: HeldUp<'_>) -> Feed {

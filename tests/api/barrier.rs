@@ -136,7 +136,7 @@ async fn the_arrival_that_completes_the_set_commits_all_branches_in_one_fact() {
         assert_eq!(listed(&store, branch).await, None);
         store.commit(commit(branch, token, sequence + 1)).await.unwrap();
     }
-    let facts = store.facts(Default::default()).await.unwrap();
+    let facts = store.facts(fencepost::v1::TailRequest::default()).await.unwrap();
     let commits = facts.iter().filter(|it| matches!(&it.fact.as_ref().unwrap().kind, Some(Kind::BarrierArrived(_))));
     assert_eq!(commits.count(), 1, "the last arrival is the commit itself");
 }

@@ -1,9 +1,10 @@
 //! The service as a whole: its status, whom a caller believes it speaks to, health and reflection.
 
 use fencepost::v1::{
-    ClusterRef, CommitRequest, GetCheckpointRequest, GetHeadRequest, GetStatusRequest, KeepAliveRequest,
-    ListBranchesRequest, ListCheckpointsRequest, ListPipelinesRequest, ReleaseRequest, ResolveCommitRequest,
-    ResumeRequest, TailRequest,
+    ClusterRef, CommitRequest, DeadLetterId, DeclareSchemaRequest, DiscardDeadLettersRequest, FenceGroupRequest,
+    GetCheckpointRequest, GetHeadRequest, GetStatusRequest, KeepAliveRequest, ListBranchesRequest,
+    ListCheckpointsRequest, ListDeadLettersRequest, ListPipelinesRequest, ListSchemasRequest, ReleaseRequest,
+    ResolveCommitRequest, ResumeRequest, Schema, TailRequest,
 };
 use fencepost::{Lsn, Reason};
 use tonic::{Code, Status};
@@ -15,13 +16,14 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
+use crate::dead_letters::skipping;
 use crate::support::{ORDERS, Store, commit, head, lease, refusal, resume, unique};
 
 /// Makes every call that says whom it means, each of which would succeed if it named the right one.
 async fn call_all(store: &Store, cluster: Option<ClusterRef>) -> Vec<(&'static str, Result<(), Status>)> {
     let branch = format!("branch-{}", unique());
     let token = store.take(&branch).await;
-    store.commit(commit(&branch, token, 1)).await.unwrap();
+    let lsn = store.commit(skipping(&branch, token, 1, &["row"])).await.unwrap().lsn;
     let (pipeline, cluster) = (ORDERS.to_owned(), || cluster.clone());
     let other = format!("other-{}", unique());
     let keep = KeepAliveRequest { cluster: cluster(), leases: vec![lease(&branch, token)] };
@@ -37,6 +39,23 @@ async fn call_all(store: &Store, cluster: Option<ClusterRef>) -> Vec<(&'static s
         branch: branch.clone(),
         sequence: 1,
         without_state: false,
+    };
+    let discard = DiscardDeadLettersRequest {
+        cluster: cluster(),
+        pipeline: pipeline.clone(),
+        letters: vec![DeadLetterId { lsn, number: 0 }],
+        reason: "test data".to_owned(),
+        ..Default::default()
+    };
+    let letters = ListDeadLettersRequest { cluster: cluster(), pipeline: pipeline.clone(), ..Default::default() };
+    let schema = Some(Schema { fingerprint: branch.clone().into(), ..Schema::default() });
+    let declare = DeclareSchemaRequest { cluster: cluster(), pipeline: pipeline.clone(), schema, ..Default::default() };
+    let schemas = ListSchemasRequest { cluster: cluster(), pipeline: pipeline.clone() };
+    let fence = FenceGroupRequest {
+        cluster: cluster(),
+        pipeline: pipeline.clone(),
+        reason: "more branches".to_owned(),
+        ..Default::default()
     };
     let list = ListCheckpointsRequest { cluster: cluster(), pipeline, branch: branch.clone(), ..Default::default() };
     vec![
@@ -75,6 +94,11 @@ async fn call_all(store: &Store, cluster: Option<ClusterRef>) -> Vec<(&'static s
                 .await
                 .map(drop),
         ),
+        ("ListDeadLetters", store.dead_letters().list_dead_letters(letters).await.map(drop)),
+        ("DiscardDeadLetters", store.dead_letters().discard_dead_letters(discard).await.map(drop)),
+        ("DeclareSchema", store.pipelines().declare_schema(declare).await.map(drop)),
+        ("ListSchemas", store.pipelines().list_schemas(schemas).await.map(drop)),
+        ("FenceGroup", store.pipelines().fence_group(fence).await.map(drop)),
     ]
 }
 

@@ -75,7 +75,7 @@ async fn a_commit_by_reference_writes_the_payload_no_second_time() {
     let token = store.take("main").await;
     let staged = store.stage(stage("main", token, 1, "tx")).await.unwrap();
     store.commit(commit_staged("main", token, 1, "tx")).await.unwrap();
-    let facts = store.facts(Default::default()).await.unwrap();
+    let facts = store.facts(fencepost::v1::TailRequest::default()).await.unwrap();
     let with_payload: Vec<u64> =
         facts.iter().filter(|it| it.fact.as_ref().unwrap().payloads().next().is_some()).map(|it| it.lsn).collect();
     assert_eq!(with_payload, [staged.lsn]);

@@ -44,7 +44,9 @@ fn any_order_of_workers_deaths_retries_and_restarts_keeps_the_promises() {
         }
     }
     println!("{} seeds of {STEPS} steps", seeds.end - seeds.start);
-    counts.iter().for_each(|(what, times)| println!("{times:8}  {what}"));
+    for (what, times) in &counts {
+        println!("{times:8}  {what}");
+    }
     if seeds.end - seeds.start >= SEEDS {
         // A run in which too little happened is no proof.
         for what in HAPPENS {

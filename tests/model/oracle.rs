@@ -422,7 +422,9 @@ impl Oracle {
         let is_over = |barrier: &Barrier| matches!(barrier, Barrier::Open { deadline_ms, .. } if (1..=now_ms).contains(deadline_ms));
         let over = self.barriers.iter().filter(|(_, barrier)| is_over(barrier));
         let over: Vec<String> = over.map(|(name, _)| name.clone()).collect();
-        over.iter().for_each(|name| self.abort(name));
+        for name in &over {
+            self.abort(name);
+        }
         over
     }
 

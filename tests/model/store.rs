@@ -29,7 +29,7 @@ const TTL: Duration = Duration::from_secs(30);
 /// What became of a request: nothing new, or facts and the token that they mint.
 enum Judged {
     Already,
-    Fact(Kind),
+    Fact(Box<Kind>),
 }
 
 pub(crate) struct Store {
@@ -76,13 +76,13 @@ impl Store {
             Err(refusal) => (Verdict::Refused(refusal.reason), 0),
             Ok(Judged::Already) => (Verdict::Already, 0),
             Ok(Judged::Fact(kind)) => {
-                let token = match &kind {
+                let token = match &*kind {
                     Kind::LeaseGranted(granted) => granted.token,
                     Kind::Rewound(rewound) => rewound.token,
                     Kind::GroupFenced(fenced) => fenced.token,
                     _ => 0,
                 };
-                self.record(kind, now_ms);
+                self.record(*kind, now_ms);
                 (Verdict::Applied, token)
             }
         }
@@ -98,6 +98,7 @@ impl Store {
         aborted
     }
 
+    #[allow(clippy::too_many_lines)] // One arm for each kind of request.
     fn judge(&self, request: &Request, now_ms: u64) -> Result<Judged, Refusal> {
         let pipeline = PIPELINE.to_owned();
         Ok(match request {
@@ -117,7 +118,7 @@ impl Store {
                 let timing = ResumeTiming { silent, arrived: self.state.applied() };
                 let resume = Resume { request };
                 match self.state.evaluate_resume(&resume, timing)? {
-                    ResumeVerdict::Grant(granted) => Judged::Fact(Kind::LeaseGranted(granted)),
+                    ResumeVerdict::Grant(granted) => fact(Kind::LeaseGranted(*granted)),
                     ResumeVerdict::Repeat(_) => Judged::Already,
                     ResumeVerdict::Held(remaining) => return Err(self.state.lease_held(&resume, remaining)),
                 }
@@ -125,12 +126,12 @@ impl Store {
             Request::Release { branch, token } => {
                 let lease = LeaseRef { pipeline, branch: branch.clone(), token: *token };
                 let released = self.state.evaluate_release(None, lease)?;
-                released.map_or(Judged::Already, |released| Judged::Fact(Kind::LeaseReleased(released)))
+                released.map_or(Judged::Already, |released| fact(Kind::LeaseReleased(released)))
             }
             Request::Commit { id, parts } => {
                 let commit = self.commit(id, parts, &Request::content_of(parts));
                 match self.state.evaluate_commit(commit, now_ms)? {
-                    CommitVerdict::Apply(committed) => Judged::Fact(Kind::Committed(committed)),
+                    CommitVerdict::Apply(committed) => fact(Kind::Committed(committed)),
                     CommitVerdict::AlreadyApplied(_) => Judged::Already,
                 }
             }
@@ -150,7 +151,7 @@ impl Store {
                     .state
                     .evaluate_stage(Stage { request, digest: digest(&content), payload_fault: None }, now_ms)?
                 {
-                    StageVerdict::Stage(staged) => Judged::Fact(Kind::Staged(staged)),
+                    StageVerdict::Stage(staged) => fact(Kind::Staged(*staged)),
                     StageVerdict::AlreadyStaged(_) => Judged::Already,
                 }
             }
@@ -162,7 +163,7 @@ impl Store {
                     stage_id: id.clone(),
                     ..DiscardStagedRequest::default()
                 };
-                Judged::Fact(Kind::StagedDiscarded(self.state.evaluate_discard_staged(&request)?))
+                fact(Kind::StagedDiscarded(self.state.evaluate_discard_staged(&request)?))
             }
             Request::Open { name, participants, timeout_ms } => {
                 let request = OpenBarrierRequest {
@@ -173,7 +174,7 @@ impl Store {
                     ..OpenBarrierRequest::default()
                 };
                 match self.state.evaluate_open_barrier(&request, now_ms)? {
-                    OpenVerdict::Open(opened) => Judged::Fact(Kind::BarrierOpened(opened)),
+                    OpenVerdict::Open(opened) => fact(Kind::BarrierOpened(opened)),
                     OpenVerdict::Repeat | OpenVerdict::Closed(_) => Judged::Already,
                 }
             }
@@ -187,8 +188,8 @@ impl Store {
                     ..ArriveRequest::default()
                 };
                 match self.state.evaluate_arrive(&request, now_ms)? {
-                    ArriveVerdict::Arrived(arrived) => Judged::Fact(Kind::BarrierArrived(arrived)),
-                    ArriveVerdict::Completed(committed) => Judged::Fact(Kind::Committed(committed)),
+                    ArriveVerdict::Arrived(arrived) => fact(Kind::BarrierArrived(arrived)),
+                    ArriveVerdict::Completed(committed) => fact(Kind::Committed(committed)),
                     ArriveVerdict::Repeat => Judged::Already,
                     ArriveVerdict::Late(_, refusal) => return Err(refusal),
                 }
@@ -197,7 +198,7 @@ impl Store {
                 let (name, reason) = (barrier.clone(), "a test".to_owned());
                 let request = AbortBarrierRequest { pipeline, name, reason, ..AbortBarrierRequest::default() };
                 match self.state.evaluate_abort_barrier(&request)? {
-                    AbortVerdict::Abort(aborted) => Judged::Fact(Kind::BarrierAborted(aborted)),
+                    AbortVerdict::Abort(aborted) => fact(Kind::BarrierAborted(aborted)),
                     AbortVerdict::Repeat(_) => Judged::Already,
                 }
             }
@@ -212,7 +213,7 @@ impl Store {
                 };
                 let inputs = inputs.iter().map(|(branch, sequence)| self.input(branch, *sequence)).collect();
                 match self.state.evaluate_merge(MergeCommit { commit, merge, inputs }, now_ms)? {
-                    MergeVerdict::Apply(committed) => Judged::Fact(Kind::Committed(committed)),
+                    MergeVerdict::Apply(committed) => fact(Kind::Committed(*committed)),
                     MergeVerdict::Already(..) => Judged::Already,
                 }
             }
@@ -220,7 +221,7 @@ impl Store {
                 let letters = letters.iter().map(|letter| self.letter(letter)).collect();
                 let request = DiscardDeadLettersRequest { pipeline, letters, ..DiscardDeadLettersRequest::default() };
                 let discarded = self.state.evaluate_discard_dead_letters(&request)?;
-                Judged::Fact(Kind::DeadLettersDiscarded(discarded))
+                fact(Kind::DeadLettersDiscarded(discarded))
             }
             Request::Rewind { branch, to, expected } => {
                 let request = RewindRequest {
@@ -232,7 +233,7 @@ impl Store {
                     ..RewindRequest::default()
                 };
                 let found = self.places.get(&(branch.clone(), *to)).copied();
-                Judged::Fact(Kind::Rewound(self.state.evaluate_rewind(&request, found)?))
+                fact(Kind::Rewound(self.state.evaluate_rewind(&request, found)?))
             }
             Request::Fork { from, sequence, to } => {
                 let request = ForkRequest {
@@ -245,11 +246,11 @@ impl Store {
                 };
                 let lsn = self.place(from, *sequence)?;
                 let saved = Checkpoint { position: "forked".into(), ..Checkpoint::default() };
-                Judged::Fact(Kind::Forked(self.state.evaluate_fork(&request, *sequence, lsn, saved)?))
+                fact(Kind::Forked(self.state.evaluate_fork(&request, *sequence, lsn, saved)?))
             }
             Request::Fence => {
                 let request = FenceGroupRequest { pipeline, ..FenceGroupRequest::default() };
-                Judged::Fact(Kind::GroupFenced(self.state.evaluate_fence_group(&request)?))
+                fact(Kind::GroupFenced(self.state.evaluate_fence_group(&request)?))
             }
         })
     }
@@ -298,16 +299,14 @@ impl Store {
             let place = Place { lsn, committed_at_ms: now_ms };
             self.places.insert((made.branch.to_owned(), made.sequence), place);
         }
-        let mut number = 0;
         let inline = fact.commit().into_iter().flat_map(|it| &it.branches).flat_map(|moved| &moved.dead_letters);
         let staged = match &fact.kind {
             Some(Kind::Staged(staged)) => &staged.dead_letters[..],
             _ => &[],
         };
-        for letter in inline.chain(staged) {
+        for (number, letter) in (0..).zip(inline.chain(staged)) {
             let name = String::from_utf8_lossy(&letter.payload).into_owned();
             self.letters.insert(name, DeadLetterId { lsn: lsn.as_u64(), number });
-            number += 1;
         }
         let replayed = fact.commit().into_iter().flat_map(|it| &it.branches).flat_map(|moved| &moved.replayed);
         let discarded = match &fact.kind {
@@ -396,6 +395,10 @@ impl Store {
             Err(refusal) => Err(refusal.reason),
         }
     }
+}
+
+fn fact(kind: Kind) -> Judged {
+    Judged::Fact(Box::new(kind))
 }
 
 fn checkpoint(part: &Part) -> Checkpoint {

@@ -513,7 +513,7 @@ mod tests {
                 *it = Kind::SchemaDeclared(SchemaDeclared {
                     pipeline: "prod/orders".to_owned(),
                     ..SchemaDeclared::default()
-                })
+                });
             },
             "schema",
             "absent",

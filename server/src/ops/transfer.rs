@@ -25,6 +25,7 @@ use super::exported::Exporter;
 use super::manifest::BadSnapshot;
 use crate::disk::Disk;
 use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabel};
+use crate::state::Pipeline;
 use crate::upkeep::{hot_state, replay};
 
 /// An entry of an export is closed when its facts have so many bytes, or when it has so many facts.
@@ -45,6 +46,7 @@ pub struct Contents {
 }
 
 /// Writes a pipeline to a file, as it is when this begins. Blocks; `pace` hears of the bytes read since its last call.
+#[allow(clippy::too_many_lines)] // One pass over the log, from beginning to end.
 pub fn export(
     disk: &Arc<dyn Disk>,
     data_dir: &Path,
@@ -69,12 +71,7 @@ pub fn export(
         first_index: LogIndex(1),
         judged_at: Lsn::ZERO,
     };
-    let mut writer = SegmentFileWriter::create(&**disk, file, &label)?;
-    let mut index = LogIndex(1);
-    let mut push = |index: LogIndex, facts: &[(u16, Vec<u8>)]| {
-        let facts: Vec<(u16, &[u8])> = facts.iter().map(|(ordinal, payload)| (*ordinal, &payload[..])).collect();
-        writer.push(index, LogIndex::ZERO, 0, &facts)
-    };
+    let mut entries = Entries::new(SegmentFileWriter::create(&**disk, file, &label)?);
     let started = ImportStarted {
         pipeline: pipeline.to_owned(),
         source_cluster_id: state.cluster_id().to_owned(),
@@ -82,20 +79,16 @@ pub fn export(
         source_pipeline: pipeline.to_owned(),
         ..ImportStarted::default()
     };
-    push(index, &[(0, encoded(0, Kind::ImportStarted(started)))])?;
+    entries.push(encoded(0, Kind::ImportStarted(started)));
+    entries.close()?;
     let mut exporter = Exporter::new(&state, pipeline, known, log);
-    // Where the log has what savepoints name, and where the file has it, by branch.
-    let mut places: BTreeMap<Lsn, BTreeMap<&str, Lsn>> = BTreeMap::new();
-    for (_, savepoint) in known.savepoints_after("") {
-        places.entry(savepoint.lsn).or_default().insert(&savepoint.branch, Lsn::ZERO);
-    }
-    index = index.next();
+    let mut places = Places::new(known);
     for entry in log.entries(LogIndex(1)) {
         let entry = entry?;
         if entry.index > through {
             break;
         }
-        let (mut facts, mut length, mut bytes) = (Vec::new(), 0, 0);
+        let mut bytes = 0;
         for (ordinal, payload) in entry.facts {
             bytes += payload.len() as u64;
             let lsn = Lsn::new(entry.index, ordinal);
@@ -105,42 +98,103 @@ pub fn export(
                 continue;
             }
             for mut kind in exporter.take(lsn, &fact)? {
-                if length > ENTRY_BYTES || facts.len() >= ENTRY_FACTS {
-                    push(index, &std::mem::take(&mut facts))?;
-                    (index, length) = (index.next(), 0);
+                if entries.is_full() {
+                    entries.close()?;
                 }
-                let place = Lsn::new(index, facts.len() as u16);
-                match &mut kind {
-                    Kind::SavepointCreated(created) => {
-                        let named = places.get(&Lsn::from_u64(created.checkpoint_lsn));
-                        let named = named.and_then(|branches| branches.get(&*created.branch));
-                        created.checkpoint_lsn = named.map_or(0, |place| place.as_u64());
-                    }
-                    Kind::Imported(Imported { commit: Some(commit), .. }) => {
-                        let named = places.get_mut(&lsn).into_iter().flatten();
-                        let is_here = |branch: &str| commit.branches.iter().any(|moved| moved.branch == branch);
-                        named.filter(|(branch, _)| is_here(branch)).for_each(|(_, at)| *at = place);
-                    }
-                    _ => {}
-                }
-                let payload = encoded(fact.at_ms, kind);
-                length += payload.len();
-                facts.push((place.ordinal(), payload));
+                places.settle(lsn, &mut kind, entries.next());
+                entries.push(encoded(fact.at_ms, kind));
             }
         }
-        if !facts.is_empty() {
-            push(index, &facts)?;
-            index = index.next();
-        }
+        entries.close()?;
         if pace(bytes).is_break() {
             return Err(BadSnapshot::Stopped);
         }
     }
     let finished = ImportFinished { pipeline: pipeline.to_owned(), digest: Bytes::new() };
-    push(index, &[(0, encoded(0, Kind::ImportFinished(finished)))])?;
-    writer.finish(index)?;
+    entries.push(encoded(0, Kind::ImportFinished(finished)));
+    entries.finish()?;
     let branches = known.branches_after("").filter(|(_, it)| it.head().is_some()).count() as u64;
     Ok(Contents { branches, ..exporter.contents })
+}
+
+/// The entries of an export, numbered from 1.
+struct Entries {
+    writer: SegmentFileWriter,
+    /// Of the present one.
+    index: LogIndex,
+    facts: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Entries {
+    fn new(writer: SegmentFileWriter) -> Entries {
+        Entries { writer, index: LogIndex(1), facts: Vec::new(), bytes: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes > ENTRY_BYTES || self.facts.len() >= ENTRY_FACTS
+    }
+
+    /// Where the next fact will be.
+    fn next(&self) -> Lsn {
+        Lsn::new(self.index, self.facts.len() as u16)
+    }
+
+    fn push(&mut self, fact: Vec<u8>) {
+        self.bytes += fact.len();
+        self.facts.push(fact);
+    }
+
+    /// Ends the present entry, if it has any facts.
+    fn close(&mut self) -> Result<(), BadSnapshot> {
+        if self.facts.is_empty() {
+            return Ok(());
+        }
+        let facts: Vec<(u16, &[u8])> = (0..).zip(self.facts.iter().map(|fact| &fact[..])).collect();
+        self.writer.push(self.index, LogIndex::ZERO, 0, &facts)?;
+        (self.index, self.bytes) = (self.index.next(), 0);
+        self.facts.clear();
+        Ok(())
+    }
+
+    /// Ends the file with the present entry.
+    fn finish(mut self) -> Result<(), BadSnapshot> {
+        let last = self.index;
+        self.close()?;
+        self.writer.finish(last)?;
+        Ok(())
+    }
+}
+
+/// Where the log has what savepoints name, and where the file has it, by branch.
+struct Places<'a>(BTreeMap<Lsn, BTreeMap<&'a str, Lsn>>);
+
+impl<'a> Places<'a> {
+    fn new(pipeline: &'a Pipeline) -> Places<'a> {
+        let mut places: BTreeMap<Lsn, BTreeMap<&str, Lsn>> = BTreeMap::new();
+        for (_, savepoint) in pipeline.savepoints_after("") {
+            places.entry(savepoint.lsn).or_default().insert(&savepoint.branch, Lsn::ZERO);
+        }
+        Places(places)
+    }
+
+    /// Takes in that a fact of the log, at `lsn`, comes to this place of the file; or tells a savepoint where that is what it
+    /// names.
+    fn settle(&mut self, lsn: Lsn, kind: &mut Kind, place: Lsn) {
+        match kind {
+            Kind::SavepointCreated(created) => {
+                let named = self.0.get(&Lsn::from_u64(created.checkpoint_lsn));
+                let named = named.and_then(|branches| branches.get(&*created.branch));
+                created.checkpoint_lsn = named.map_or(0, |place| place.as_u64());
+            }
+            Kind::Imported(Imported { commit: Some(commit), .. }) => {
+                let is_here = |branch: &str| commit.branches.iter().any(|moved| moved.branch == branch);
+                let named = self.0.get_mut(&lsn).into_iter().flatten().filter(|(branch, _)| is_here(branch));
+                named.for_each(|(_, at)| *at = place);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn encoded(at_ms: u64, kind: Kind) -> Vec<u8> {
@@ -241,8 +295,8 @@ pub fn renamed(mut kind: Kind, pipeline: &str, place: impl FnOnce(&SavepointCrea
 
 #[cfg(test)]
 mod tests {
-    use fencepost::log::v1::{ClusterCreated, Committed, CommittedBranch};
-    use fencepost::v1::Checkpoint;
+    use fencepost::log::v1::{ClusterCreated, Committed, CommittedBranch, DeadLettersDiscarded, Staged};
+    use fencepost::v1::{Checkpoint, DeadLetter, DeadLetterId};
     use uuid::Uuid;
 
     use super::*;
@@ -323,6 +377,89 @@ mod tests {
         sim.fail(Operation::Read, 1, Lasting::Forever, PermissionDenied);
         let failed = Export::open(&*disk, Path::new("/d")).unwrap_err();
         assert!(matches!(failed, BadSnapshot::Io { .. }), "{failed:?}");
+    }
+
+    #[test]
+    fn what_was_staged_comes_in_a_commit_for_each_branch_with_the_letters_that_are_open() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let created = ClusterCreated { cluster_id: Uuid::nil().to_string(), generation: 1 };
+        let letter = |payload: &'static str| DeadLetter {
+            payload: payload.into(),
+            reason: "no".to_owned(),
+            ..DeadLetter::default()
+        };
+        let staged = |branch: &str, letters: &[&'static str]| {
+            let mut checkpoint = Checkpoint { position: branch.to_owned().into(), ..Checkpoint::default() };
+            checkpoint.payload_crc32 = Some(checkpoint.computed_crc32());
+            Kind::Staged(Staged {
+                pipeline: PIPELINE.to_owned(),
+                branch: branch.to_owned(),
+                sequence: 1,
+                stage_id: branch.to_owned(),
+                digest: vec![1; 16].into(),
+                checkpoint: Some(checkpoint),
+                dead_letters: letters.iter().map(|payload| letter(payload)).collect(),
+                ..Staged::default()
+            })
+        };
+        let place = |index| Lsn::new(LogIndex(index), 0).as_u64();
+        let by_reference = |branch: &str, staged_lsn| CommittedBranch {
+            branch: branch.to_owned(),
+            sequence: 1,
+            retained_from: 1,
+            staged_lsn,
+            ..CommittedBranch::default()
+        };
+        let Kind::Committed(mut both) = committed(1) else { panic!("it is a commit") };
+        both.branches[0].dead_letters = vec![letter("a"), letter("b")];
+        both.branches.extend([by_reference("one", place(2)), by_reference("two", place(3))]);
+        let named = Kind::SavepointCreated(SavepointCreated {
+            pipeline: PIPELINE.to_owned(),
+            name: "of-two".to_owned(),
+            branch: "two".to_owned(),
+            sequence: 1,
+            checkpoint_lsn: place(4),
+            ..SavepointCreated::default()
+        });
+        let handled = |lsn, number| DeadLetterId { lsn: place(lsn), number };
+        let letters = vec![handled(2, 0), handled(4, 0)];
+        let discarded = Kind::DeadLettersDiscarded(DeadLettersDiscarded {
+            pipeline: PIPELINE.to_owned(),
+            letters,
+            ..DeadLettersDiscarded::default()
+        });
+        let entries = [
+            (1, Kind::ClusterCreated(created)),
+            (2, staged("one", &["c", "d"])),
+            (3, staged("two", &[])),
+            (4, Kind::Committed(both)),
+            (5, named),
+            (6, discarded),
+        ];
+        let log = log(&disk, &[(9, &entries)]);
+        let file = Path::new("/export");
+        let mut pace = |_| ControlFlow::Continue(());
+        let contents = export(&disk, Path::new("/data"), &log, PIPELINE, file, &mut pace).unwrap();
+        assert_eq!(contents, Contents { pipeline: PIPELINE.to_owned(), branches: 3, checkpoints: 3, savepoints: 1 });
+        let export = Export::open(&*disk, file).unwrap();
+        let (mut told, mut named) = (Vec::new(), None);
+        for fact in export.facts() {
+            let (lsn, fact) = fact.unwrap();
+            let letters = fact.dead_letters().map(|letter| letter.payload.to_vec()).collect::<Vec<_>>().concat();
+            for moved in fact.commit().into_iter().flat_map(|commit| &commit.branches) {
+                let is_here = moved.checkpoint.is_some() && moved.staged_lsn == 0;
+                told.push((lsn, moved.branch.clone(), is_here, letters.clone(), moved.handled_dead_letters));
+            }
+            if let Some(Kind::SavepointCreated(created)) = fact.kind {
+                named = Some(Lsn::from_u64(created.checkpoint_lsn));
+            }
+        }
+        let expected = [("main", "b", 1), ("one", "d", 1), ("two", "", 0)];
+        let expected = (0..).zip(expected).map(|(ordinal, (branch, letters, handled))| {
+            (Lsn::new(LogIndex(2), ordinal), branch.to_owned(), true, letters.as_bytes().to_vec(), handled)
+        });
+        assert_eq!(told, expected.collect::<Vec<_>>());
+        assert_eq!(named, Some(Lsn::new(LogIndex(2), 2)), "the savepoint names that of its branch");
     }
 
     #[test]

@@ -291,7 +291,7 @@ impl Core {
                 }
                 self.view.leases.hear(token);
                 self.counters.grant();
-                self.record(Kind::LeaseGranted(granted));
+                self.record(Kind::LeaseGranted(*granted));
                 self.granted(&waiter.resume, token)
             }),
             Err(refusal) => Err(refusal),

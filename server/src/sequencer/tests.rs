@@ -97,6 +97,18 @@ impl Deciding {
         answer
     }
 
+    /// A holder that comes back, having been told to read the head first when this was the newest fact.
+    fn come_back(&mut self, request_id: &str, arrived: Option<Lsn>) -> oneshot::Receiver<Result<Resumed, Refusal>> {
+        let (reply, answer) = oneshot::channel();
+        let mut resume = resume("jfk", "a");
+        request_id.clone_into(&mut resume.request.request_id);
+        resume.request.set_takeover(fencepost::v1::Takeover::SameHolder);
+        let (deadline, readable) = (self.clock.now(), Readable { arrived, ..Readable::default() });
+        self.core.decide(Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply })));
+        self.settle();
+        answer
+    }
+
     /// Lets time pass in small steps, as a server that is not stalled sees it.
     fn pass(&mut self, duration: Duration) {
         let step = lease_clock::TICK;
@@ -118,6 +130,17 @@ impl Deciding {
             answer.deliver(None);
         }
     }
+}
+
+#[test]
+fn a_holder_that_had_to_read_the_head_first_does_not_take_its_rival_for_its_ghost() {
+    let mut deciding = Deciding::new();
+    let first = granted(&mut deciding.ask_for("jfk", "a", Duration::ZERO));
+    let asked_before = Lsn::ZERO;
+    let refused = deciding.come_back("second", Some(asked_before)).try_recv().unwrap().unwrap_err();
+    assert_eq!(refused.reason, Reason::LeaseHeld, "that one was granted after it had asked");
+    let second = granted(&mut deciding.come_back("third", Some(first.seen)));
+    assert!(second.token > first.token, "and that one was there");
 }
 
 #[test]

@@ -106,9 +106,10 @@ pub struct ResumeTiming {
 
 /// How a request for a branch is judged.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // It is taken apart where it is made.
 pub enum ResumeVerdict {
     /// The caller gets the branch once this fact is durable.
-    Grant(LeaseGranted),
+    Grant(Box<LeaseGranted>),
     /// A retry: the caller got the branch already, with this token.
     Repeat(Token),
     /// Somebody else has it and is not known to be gone: for so long, if it stays silent.
@@ -137,7 +138,7 @@ impl State {
                 return Ok(ResumeVerdict::Held(remaining));
             }
         }
-        Ok(ResumeVerdict::Grant(self.grant(request, branch, timing)?))
+        Ok(ResumeVerdict::Grant(Box::new(self.grant(request, branch, timing)?)))
     }
 
     /// What a caller is told that does not wait for a branch that is held, or not any more.

@@ -18,8 +18,12 @@ pub fn compare_scope(request: &ResumeRequest, sequence: u64, head: &[Fingerprint
         return Ok(());
     }
     let mut both: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
-    head.iter().for_each(|it| both.entry(&it.name).or_default().0 = Some(&it.value));
-    scope.iter().for_each(|it| both.entry(&it.name).or_default().1 = Some(&it.value));
+    for it in head {
+        both.entry(&it.name).or_default().0 = Some(&it.value);
+    }
+    for it in scope {
+        both.entry(&it.name).or_default().1 = Some(&it.value);
+    }
     both.retain(|name, (head, own)| head != own && !accept_scope.iter().any(|accepted| accepted == name));
     if both.is_empty() {
         return Ok(());
@@ -28,10 +32,9 @@ pub fn compare_scope(request: &ResumeRequest, sequence: u64, head: &[Fingerprint
     let spelled = both.iter().take(SPELLED_MAX);
     let spelled =
         spelled.map(|(name, (head, own))| format!("{name} is {} there and {} here", shown(*head), shown(*own)));
-    let mut spelled = spelled.collect::<Vec<_>>().join(", ");
-    if both.len() > SPELLED_MAX {
-        spelled += &format!(", and {} more", both.len() - SPELLED_MAX);
-    }
+    let more = both.len().saturating_sub(SPELLED_MAX);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    let spelled = spelled.chain(more).collect::<Vec<_>>().join(", ");
     let message = format!(
         "checkpoint {sequence} of branch '{branch}' of '{pipeline}' was made in another scope: {spelled}; nobody was \
          fenced; if the difference is meant, name it in accept_scope (--accept-scope NAME)"

@@ -1,5 +1,6 @@
 //! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
 
+mod declared;
 mod history;
 mod import;
 mod model;
@@ -59,7 +60,7 @@ impl Store {
         match self.state.evaluate_resume(&resume, timing)? {
             ResumeVerdict::Grant(granted) => {
                 let token = Token::from_u64(granted.token);
-                self.record(Kind::LeaseGranted(granted));
+                self.record(Kind::LeaseGranted(*granted));
                 Ok(token)
             }
             ResumeVerdict::Repeat(token) => Ok(token),

@@ -188,6 +188,7 @@ fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut Inp
                 staged_lsn: input.number(together::staged_lsn(state, pipeline, branch)),
                 dead_letters: together::letters(input),
                 replayed: together::letter_ids(state, pipeline, input),
+                ..CommittedBranch::default()
             };
             let branches = std::iter::once(branch).chain(others).map(&mut moved).collect();
             let digest = if input.byte() == 1 { input.bytes(17).to_vec() } else { vec![input.byte(); 16] };

@@ -63,7 +63,7 @@ pub fn run(store: &mut Store, choice: u8, input: &mut Input<'_>) {
             };
             let stage = Stage { request, digest: [input.byte() & 1; 16], payload_fault: None };
             match store.state.evaluate_stage(stage, 1_000) {
-                Ok(StageVerdict::Stage(staged)) => store.decide(Kind::Staged(staged)),
+                Ok(StageVerdict::Stage(staged)) => store.decide(Kind::Staged(*staged)),
                 Ok(StageVerdict::AlreadyStaged(lsn)) => assert!(lsn <= store.state.applied(), "it was staged before"),
                 Err(refusal) => drop(refusal.to_string()),
             }
@@ -117,7 +117,7 @@ fn resume(store: &mut Store, branch: &str, input: &mut Input<'_>) {
     let timing = ResumeTiming { silent: Duration::from_millis(input.number(0)), arrived: store.state.applied() };
     let resume = Resume { request };
     match store.state.evaluate_resume(&resume, timing) {
-        Ok(ResumeVerdict::Grant(granted)) => store.decide(Kind::LeaseGranted(granted)),
+        Ok(ResumeVerdict::Grant(granted)) => store.decide(Kind::LeaseGranted(*granted)),
         Ok(ResumeVerdict::Held(remaining)) => drop(store.state.lease_held(&resume, remaining).to_string()),
         Ok(ResumeVerdict::Repeat(token)) => assert!(token <= store.state.last_token(), "the token was granted before"),
         Err(refusal) => drop(refusal.to_string()),

@@ -23,7 +23,7 @@ pub fn staged_lsn(state: &State, pipeline: &str, branch: &str) -> u64 {
 /// A barrier, most often one that is open.
 pub fn barrier(state: &State, pipeline: &str, input: &mut Input<'_>) -> BarrierRef {
     let name = input.one_of(&BARRIERS).to_owned();
-    let open = state.pipeline(pipeline).into_iter().flat_map(|known| known.open_barriers());
+    let open = state.pipeline(pipeline).into_iter().flat_map(fencepost_server::state::Pipeline::open_barriers);
     let opened = open.into_iter().find(|(open, _)| *open == name).map_or(1, |(_, barrier)| barrier.opened.as_u64());
     BarrierRef { name, opened_lsn: input.number(opened) }
 }
@@ -77,6 +77,7 @@ pub fn kind(choice: u8, state: &State, pipeline: &str, branch: &str, input: &mut
             digest: Bytes::from(vec![input.byte() & 1; if input.byte() == 1 { 15 } else { 16 }]),
             checkpoint: (input.byte() != 1).then(Checkpoint::default),
             dead_letters: letters(input),
+            ..Staged::default()
         }),
         1 => Kind::StagedDiscarded(StagedDiscarded {
             pipeline: in_pipeline,

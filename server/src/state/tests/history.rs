@@ -230,7 +230,7 @@ impl History {
         let verdict = self.store.state.evaluate_resume(&Resume { request }, timing);
         let Ok(ResumeVerdict::Grant(granted)) = verdict else { panic!("force takes any branch: {verdict:?}") };
         let token = Token::from_u64(granted.token);
-        self.record(Kind::LeaseGranted(granted));
+        self.record(Kind::LeaseGranted(*granted));
         token
     }
 
