@@ -22,7 +22,7 @@ pub struct Commit {
 
 /// How a commit is judged, if it is not refused.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant)] // It is taken apart where it is made.
+#[allow(clippy::large_enum_variant)] // It is moved once, into its fact, and on the way of every commit.
 pub enum CommitVerdict {
     /// All branches move once this fact is durable.
     Apply(Committed),
