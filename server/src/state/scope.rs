@@ -32,8 +32,8 @@ pub fn compare_scope(request: &ResumeRequest, sequence: u64, head: &[Fingerprint
     let spelled = both.iter().take(SPELLED_MAX);
     let spelled =
         spelled.map(|(name, (head, own))| format!("{name} is {} there and {} here", shown(*head), shown(*own)));
-    let rest = both.len().saturating_sub(SPELLED_MAX);
-    let more = (rest > 0).then(|| format!("and {rest} more"));
+    let more = both.len().saturating_sub(SPELLED_MAX);
+    let more = (more > 0).then(|| format!("and {more} more"));
     let spelled = spelled.chain(more).collect::<Vec<_>>().join(", ");
     let message = format!(
         "checkpoint {sequence} of branch '{branch}' of '{pipeline}' was made in another scope: {spelled}; nobody was \
