@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use fencepost::v1::{
-    AbortBarrierRequest, ClusterRef, CommitRequest, DeadLetterId, DeclareSchemaRequest, Fingerprint, GetStatusRequest,
-    Integrity, Policy, ResumeRequest, Schema, TailRequest, Takeover,
+    AbortBarrierRequest, ClusterRef, CommitRequest, GetStatusRequest, ResumeRequest, TailRequest, Takeover,
 };
 use fencepost::{Action, Reason};
 use tonic::{Code, Status};
 
 use crate::barrier::{abort, arrive, open, stage_and_arrive, try_abort, try_arrive, try_open};
 use crate::merge::{merge, try_merge, with_output};
-use crate::support::{ORDERS, Store, commit, keep, refusal, resume, resume_as, stage};
+use crate::support::{Store, commit, refusal, resume, resume_as, stage};
 
 const PAGE: &str = include_str!("../../docs/errors.md");
 
@@ -103,42 +102,10 @@ fn words(message: &str) -> String {
 
 /// Checks that the example of a section is what the server really says.
 #[track_caller]
-fn is_documented(reason: Reason, message: &str) {
+pub(crate) fn is_documented(reason: Reason, message: &str) {
     let sections = sections();
     let example = sections[reason.as_str()].lines().find_map(|line| line.strip_prefix("> ")).expect("one example");
     assert_eq!(words(example), words(message), "the example of {reason} in docs/errors.md is not what is said");
-}
-
-#[tokio::test]
-async fn the_examples_about_what_a_worker_declares_are_what_the_server_says() {
-    let store = Store::open().await;
-    let check = |result: Result<(), Status>, reason: Reason| {
-        let status = result.expect_err(reason.as_str());
-        refusal(&status, reason);
-        is_documented(reason, status.message());
-    };
-    let token = store.take("main").await;
-    let having = |sequence, schema: &[u8]| {
-        let mut request = commit("main", token, sequence);
-        let checkpoint = request.branches[0].checkpoint.as_mut().unwrap();
-        let schema_fingerprint = schema.to_vec().into();
-        checkpoint.integrity = Some(Integrity { schema_fingerprint, ..Integrity::default() });
-        checkpoint.scope = vec![Fingerprint { name: "code".to_owned(), value: "v1".to_owned() }];
-        request
-    };
-    for fingerprint in [b"v1", b"v2"] {
-        let schema = Some(Schema { fingerprint: fingerprint.to_vec().into(), ..Schema::default() });
-        let request = DeclareSchemaRequest { pipeline: ORDERS.to_owned(), schema, ..Default::default() };
-        store.pipelines().declare_schema(request).await.unwrap();
-    }
-    store.pipelines().set_policy(keep(Policy { declared_schemas_only: true, ..Policy::default() })).await.unwrap();
-    store.commit(having(1, b"v1")).await.unwrap();
-    check(store.commit(having(2, b"v2")).await.map(drop), Reason::SchemaMismatch);
-    let scope = vec![Fingerprint { name: "code".to_owned(), value: "v2".to_owned() }];
-    check(store.resume(ResumeRequest { scope, ..resume("main") }).await.map(drop), Reason::ScopeMismatch);
-    let mut replaying = having(2, b"v1");
-    replaying.branches[0].replayed = vec![DeadLetterId { lsn: 3 << 16, number: 0 }];
-    check(store.commit(replaying).await.map(drop), Reason::DeadLetterHandled);
 }
 
 /// The examples that can be brought about at will are held against what the server says.

@@ -3,11 +3,13 @@
 use fencepost::Reason;
 use fencepost::v1::audit_record::Action;
 use fencepost::v1::{
-    CommitRequest, DeclareSchemaRequest, Integrity, ListAuditRequest, ListSchemasRequest, Policy, Schema, TailRequest,
+    CommitRequest, DeadLetterId, DeclareSchemaRequest, Fingerprint, Integrity, ListAuditRequest, ListSchemasRequest,
+    Policy, ResumeRequest, Schema, TailRequest,
 };
 use tonic::Status;
 
-use crate::support::{ORDERS, Store, commit, keep, refusal, refused_field, rewind};
+use crate::catalogue::is_documented;
+use crate::support::{ORDERS, Store, commit, keep, refusal, refused_field, resume, rewind};
 
 fn schema(name: &str, successor_of: &str) -> Schema {
     let fingerprint = format!("digest of {name}").into_bytes().into();
@@ -173,4 +175,36 @@ async fn without_a_policy_schemas_are_stored_and_not_compared() {
     for (sequence, name) in [(1, "v1"), (2, "v7"), (3, "")] {
         store.commit(having(name, token, sequence)).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn the_examples_about_what_a_worker_declares_are_what_the_server_says() {
+    let store = Store::open().await;
+    let check = |result: Result<(), Status>, reason: Reason| {
+        let status = result.expect_err(reason.as_str());
+        refusal(&status, reason);
+        is_documented(reason, status.message());
+    };
+    let token = store.take("main").await;
+    let having = |sequence, schema: &[u8]| {
+        let mut request = commit("main", token, sequence);
+        let checkpoint = request.branches[0].checkpoint.as_mut().unwrap();
+        let schema_fingerprint = schema.to_vec().into();
+        checkpoint.integrity = Some(Integrity { schema_fingerprint, ..Integrity::default() });
+        checkpoint.scope = vec![Fingerprint { name: "code".to_owned(), value: "v1".to_owned() }];
+        request
+    };
+    for fingerprint in [b"v1", b"v2"] {
+        let schema = Some(Schema { fingerprint: fingerprint.to_vec().into(), ..Schema::default() });
+        let request = DeclareSchemaRequest { pipeline: ORDERS.to_owned(), schema, ..Default::default() };
+        store.pipelines().declare_schema(request).await.unwrap();
+    }
+    store.pipelines().set_policy(keep(Policy { declared_schemas_only: true, ..Policy::default() })).await.unwrap();
+    store.commit(having(1, b"v1")).await.unwrap();
+    check(store.commit(having(2, b"v2")).await.map(drop), Reason::SchemaMismatch);
+    let scope = vec![Fingerprint { name: "code".to_owned(), value: "v2".to_owned() }];
+    check(store.resume(ResumeRequest { scope, ..resume("main") }).await.map(drop), Reason::ScopeMismatch);
+    let mut replaying = having(2, b"v1");
+    replaying.branches[0].replayed = vec![DeadLetterId { lsn: 3 << 16, number: 0 }];
+    check(store.commit(replaying).await.map(drop), Reason::DeadLetterHandled);
 }
