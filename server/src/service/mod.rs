@@ -15,6 +15,7 @@ mod history;
 mod import;
 mod lease;
 mod maintenance;
+mod merge;
 mod oversized;
 mod pipeline;
 mod schema;
