@@ -20,6 +20,7 @@ use crate::dead_letters::skipping;
 use crate::support::{ORDERS, Store, commit, head, lease, refusal, resume, unique};
 
 /// Makes every call that says whom it means, each of which would succeed if it named the right one.
+#[allow(clippy::too_many_lines)] // One entry for each call.
 async fn call_all(store: &Store, cluster: Option<ClusterRef>) -> Vec<(&'static str, Result<(), Status>)> {
     let branch = format!("branch-{}", unique());
     let token = store.take(&branch).await;
