@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fencepost::Reason;
+use fencepost::v1::Takeover;
 
 use crate::request::{Part, Request, Rows, What};
 
@@ -164,14 +165,15 @@ impl Oracle {
         outcome.map_or_else(Verdict::Refused, |()| Verdict::Applied)
     }
 
-    fn judge_resume(&self, name: &str, id: &str, holder: &str, takeover: bool, is_silent: bool) -> Verdict {
+    fn judge_resume(&self, name: &str, id: &str, holder: &str, takeover: Takeover, is_silent: bool) -> Verdict {
         let branch = self.branch(name);
         let mut granted = branch.granted.iter().chain(&branch.granted_before);
         if let Some((_, token)) = granted.find(|(request, _)| request == id) {
             let is_current = branch.is_held && branch.token == *token;
             return if is_current { Verdict::Already } else { Verdict::Refused(Reason::Fenced) };
         }
-        let may_take = !branch.is_held || is_silent || (takeover && branch.holder == holder);
+        let is_own_ghost = takeover == Takeover::SameHolder && branch.holder == holder;
+        let may_take = !branch.is_held || is_silent || is_own_ghost || takeover == Takeover::Force;
         if may_take { Verdict::Applied } else { Verdict::Refused(Reason::LeaseHeld) }
     }
 

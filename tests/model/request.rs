@@ -1,5 +1,7 @@
 //! What workers and operators send in the model.
 
+use fencepost::v1::Takeover;
+
 /// What a worker says of its rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
@@ -42,7 +44,7 @@ impl Part {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Request {
-    Resume { branch: String, request_id: String, holder: String, takeover: bool, is_silent: bool },
+    Resume { branch: String, request_id: String, holder: String, takeover: Takeover, is_silent: bool },
     Release { branch: String, token: u64 },
     Commit { id: String, parts: Vec<Part> },
     Stage { part: Part, id: String },

@@ -10,7 +10,7 @@ use fencepost::v1::rewind_request::To;
 use fencepost::v1::{
     AbortBarrierRequest, ArriveRequest, BranchCommit, Checkpoint, CommitRequest, DeadLetter, DeadLetterId,
     DiscardDeadLettersRequest, DiscardStagedRequest, FenceGroupRequest, ForkRequest, Integrity, LeaseRef, Merge,
-    MergeInput, OnMissing, OpenBarrierRequest, Policy, ResumeRequest, RewindRequest, StageRequest, Takeover,
+    MergeInput, OnMissing, OpenBarrierRequest, Policy, ResumeRequest, RewindRequest, StageRequest,
     fork_request::From as ForkFrom,
 };
 use fencepost::{Lsn, Payload, Reason};
@@ -103,14 +103,14 @@ impl Store {
         let pipeline = PIPELINE.to_owned();
         Ok(match request {
             Request::Resume { branch, request_id, holder, takeover, is_silent } => {
-                let takeover = if *takeover { Takeover::SameHolder } else { Takeover::Wait };
                 let request = ResumeRequest {
                     pipeline,
                     branch: branch.clone(),
                     holder: holder.clone(),
                     request_id: request_id.clone(),
                     ttl_ms: TTL.as_millis() as u64,
-                    takeover: takeover.into(),
+                    takeover: (*takeover).into(),
+                    reason: "a test".to_owned(),
                     on_missing: OnMissing::StartFresh.into(),
                     ..ResumeRequest::default()
                 };

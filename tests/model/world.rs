@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use fencepost::v1::Takeover;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
@@ -198,11 +199,16 @@ impl World {
     }
 
     /// What the worker sends next; nothing if it can send nothing of the kind that was drawn.
+    #[allow(clippy::too_many_lines)] // One arm for each kind of request.
     fn request(&mut self, worker: usize) -> Option<Request> {
         Some(match self.rng.random_range(0..100) {
             0..10 => {
-                let (branch, takeover, is_silent) =
-                    (self.any_branch(), self.rng.random_bool(0.3), self.rng.random_bool(0.4));
+                let (branch, is_silent) = (self.any_branch(), self.rng.random_bool(0.4));
+                let takeover = match self.rng.random_range(0..10) {
+                    0 => Takeover::Force,
+                    1..4 => Takeover::SameHolder,
+                    _ => Takeover::Wait,
+                };
                 let request_id = self.name("request-");
                 Request::Resume { branch, request_id, holder: format!("holder-{}", worker / 2), takeover, is_silent }
             }

@@ -1,9 +1,8 @@
-//! Each rule of leases and commits, and a model of many workers that crash, retry and come back.
+//! Each rule of leases and commits; and that what compaction leaves makes the same state, whatever happened.
 
 mod declared;
 mod history;
 mod import;
-mod model;
 
 use std::time::Duration;
 
