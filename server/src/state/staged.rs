@@ -12,6 +12,7 @@ use fencepost::v1::{Checkpoint, DiscardStagedRequest, StageRequest, StagedCheckp
 use fencepost::{Lsn, Reason, Token};
 
 use super::commit::{check_not_after, check_sequence};
+use super::dead::DeadLetters;
 use super::{Branch, Digest, State};
 use crate::error::Refusal;
 
@@ -117,8 +118,9 @@ impl Branch {
         self.past.as_deref()?.staged.as_deref()
     }
 
-    pub(super) fn take_staged(&mut self) -> Option<Staged> {
-        self.staged()?;
+    /// Ends what is staged, and gives the room back that its dead letters have.
+    pub(super) fn take_staged(&mut self, dead: &mut DeadLetters) -> Option<Staged> {
+        dead.staged -= u64::from(self.staged()?.dead_letters);
         let mut taken = None;
         self.change_past(|past| taken = past.staged.take());
         taken.map(|staged| *staged)
@@ -251,7 +253,7 @@ impl State {
         is_whole: bool,
     ) -> Result<(), String> {
         let staged = Staged::from_fact(lsn, at_ms, fact)?;
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, dead) = self.branch_mut(&fact.pipeline, &fact.branch);
         if is_whole {
             if branch.lease().is_none_or(|grant| grant.token != staged.token) {
                 return Err(format!("it stages under token {}, which is not current", staged.token));
@@ -264,14 +266,16 @@ impl State {
                 return Err(format!("it stages on branch '{}', which has something staged", fact.branch));
             }
         }
+        branch.take_staged(dead);
+        dead.staged += u64::from(staged.dead_letters);
         branch.change_past(|past| past.staged = Some(Box::new(staged)));
         Ok(())
     }
 
     pub(super) fn apply_staged_discarded(&mut self, fact: &StagedDiscarded, is_whole: bool) -> Result<(), String> {
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, dead) = self.branch_mut(&fact.pipeline, &fact.branch);
         if branch.staged().is_some_and(|staged| staged.lsn.as_u64() == fact.staged_lsn) {
-            branch.take_staged();
+            branch.take_staged(dead);
             return Ok(());
         }
         if is_whole { Err(format!("it discards '{}', which is not staged", fact.stage_id)) } else { Ok(()) }
@@ -287,7 +291,7 @@ impl State {
         let known = self.pipeline(&fact.pipeline).and_then(|pipeline| pipeline.barriers.open(&barrier.name));
         let is_awaited =
             known.is_some_and(|known| known.opened.as_u64() == barrier.opened_lsn && known.awaits(&fact.branch));
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, _) = self.branch_mut(&fact.pipeline, &fact.branch);
         let is_staged = branch.staged().is_some_and(|staged| staged.lsn.as_u64() == fact.staged_lsn);
         if is_awaited && is_staged {
             let arrival = Arrival { barrier: barrier.name.as_str().into(), lsn };

@@ -4,6 +4,7 @@ mod declared;
 mod history;
 mod import;
 mod model;
+mod staged;
 
 use std::time::Duration;
 
