@@ -198,8 +198,11 @@ impl State {
         let staged = staged.filter(|staged| staged.lsn.as_u64() == moved.staged_lsn);
         if shared.has_schemas {
             let said = moved.checkpoint.as_ref().and_then(|checkpoint| checkpoint.integrity.as_ref());
-            let here = said.map(|it| Bytes::copy_from_slice(&it.schema_fingerprint)).unwrap_or_default();
-            branch.change_past(|past| past.schema = staged.as_ref().map_or(here, |staged| staged.schema.clone()));
+            let here = said.map_or(&[][..], |it| &it.schema_fingerprint);
+            let schema = staged.as_ref().map_or(here, |staged| &staged.schema);
+            if branch.past.as_deref().map_or(&[][..], |past| &past.schema) != schema {
+                branch.change_past(|past| past.schema = Bytes::copy_from_slice(schema));
+            }
         }
         match staged {
             Some(staged) => shared.dead.add(staged.lsn, &moved.branch, moved.sequence, staged.dead_letters),

@@ -6,6 +6,7 @@ use fencepost::{Lsn, Reason, Token};
 
 use super::declared::Given;
 use super::rewind::Rewinds;
+use super::staged::check_pending;
 use super::{Branch, COUNT_END, Digest, Pipeline, State};
 use crate::error::Refusal;
 
@@ -77,7 +78,8 @@ impl State {
             self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
         }
         for branch in &request.branches {
-            self.check_pending(&request.pipeline, &branch.branch, &branch.staged)?;
+            let known = pipeline.and_then(|known| known.branches.get(&*branch.branch));
+            check_pending(known, &request.pipeline, &branch.branch, &branch.staged)?;
         }
         for branch in &request.branches {
             check_sequence(pipeline, &request.pipeline, &branch.branch, branch.sequence)?;

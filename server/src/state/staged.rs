@@ -151,7 +151,7 @@ impl State {
             return Err(reused(name, staged));
         }
         self.check_token(pipeline, name, Token::from_u64(request.token))?;
-        self.check_pending(pipeline, name, "")?;
+        check_pending(self.branch(pipeline, name), pipeline, name, "")?;
         check_sequence(self.pipeline(pipeline), pipeline, name, request.sequence)?;
         check_not_after(request.not_after_ms, now_ms)?;
         if let Some(fault) = payload_fault {
@@ -194,37 +194,9 @@ impl State {
         })
     }
 
-    /// Checks that a commit of the branch is of what it has staged, or that it has nothing staged. `stage_id` is what the
-    /// commit refers to; empty: it brings a checkpoint of its own.
-    pub(super) fn check_pending(&self, pipeline: &str, name: &str, stage_id: &str) -> Result<(), Refusal> {
-        if stage_id.is_empty() {
-            let staged = self.branch(pipeline, name).and_then(Branch::staged);
-            return staged.map_or(Ok(()), |staged| Err(pending(pipeline, name, staged)));
-        }
-        let staged = self.staged_as(pipeline, name, stage_id)?;
-        if staged.arrival.is_some() { Err(pending(pipeline, name, staged)) } else { Ok(()) }
-    }
-
     /// What the branch has staged under this id.
     pub(super) fn staged_as(&self, pipeline: &str, name: &str, stage_id: &str) -> Result<&Staged, Refusal> {
-        let branch = self.branch(pipeline, name);
-        match branch.and_then(Branch::staged) {
-            Some(staged) if *staged.stage_id == *stage_id => Ok(staged),
-            Some(other) => Err(pending(pipeline, name, other)),
-            None => {
-                let head = branch.map(|branch| branch.head).unwrap_or_default();
-                let message = format!(
-                    "branch '{name}' of '{pipeline}' has nothing staged as '{stage_id}': it was never staged, or it was \
-                     committed or discarded since; the head is at sequence {}, read it to see which",
-                    head.sequence
-                );
-                Err(Refusal::new(Reason::StateMissing, message)
-                    .with("branch", name)
-                    .with("stage_id", stage_id)
-                    .with("actual_head", head.sequence)
-                    .with("actual_head_lsn", head.lsn.as_u64()))
-            }
-        }
+        staged_in(self.branch(pipeline, name), pipeline, name, stage_id)
     }
 
     /// Checks that what calls itself late is late for a barrier that has closed. `field` is what the refusal calls it.
@@ -302,6 +274,47 @@ impl State {
             return Err(format!("branch '{}' arrives at '{}', which does not await it", fact.branch, barrier.name));
         }
         Ok(())
+    }
+}
+
+/// Checks that a commit of the branch is of what it has staged, or that it has nothing staged. `stage_id` is what the commit
+/// refers to; empty: it brings a checkpoint of its own.
+pub(super) fn check_pending(
+    branch: Option<&Branch>,
+    pipeline: &str,
+    name: &str,
+    stage_id: &str,
+) -> Result<(), Refusal> {
+    if stage_id.is_empty() {
+        let staged = branch.and_then(Branch::staged);
+        return staged.map_or(Ok(()), |staged| Err(pending(pipeline, name, staged)));
+    }
+    let staged = staged_in(branch, pipeline, name, stage_id)?;
+    if staged.arrival.is_some() { Err(pending(pipeline, name, staged)) } else { Ok(()) }
+}
+
+fn staged_in<'a>(
+    branch: Option<&'a Branch>,
+    pipeline: &str,
+    name: &str,
+    stage_id: &str,
+) -> Result<&'a Staged, Refusal> {
+    match branch.and_then(Branch::staged) {
+        Some(staged) if *staged.stage_id == *stage_id => Ok(staged),
+        Some(other) => Err(pending(pipeline, name, other)),
+        None => {
+            let head = branch.map(|branch| branch.head).unwrap_or_default();
+            let message = format!(
+                "branch '{name}' of '{pipeline}' has nothing staged as '{stage_id}': it was never staged, or it was \
+                 committed or discarded since; the head is at sequence {}, read it to see which",
+                head.sequence
+            );
+            Err(Refusal::new(Reason::StateMissing, message)
+                .with("branch", name)
+                .with("stage_id", stage_id)
+                .with("actual_head", head.sequence)
+                .with("actual_head_lsn", head.lsn.as_u64()))
+        }
     }
 }
 
