@@ -409,6 +409,25 @@ async fn nobody_is_fenced_for_a_worker_that_cannot_have_what_is_staged() {
 }
 
 #[tokio::test]
+async fn a_rewind_to_the_present_head_ends_what_is_staged_and_cannot_be_read() {
+    for commits in [0, 2] {
+        let store = small().await;
+        let token = store.with_history("main", commits).await;
+        store.stage(stage("main", token, commits + 1, "tx")).await.unwrap();
+        seal(&store).await;
+        store.damage(&format!("state at offset {}", commits + 1));
+        let status = store.resume(take_over("main", "loader-2")).await.unwrap_err();
+        refusal(&status, Reason::Corrupt);
+        let text = status.message();
+        assert!(text.contains("ask the sink") && text.contains("fencepost rewind prod/orders --branch main"), "{text}");
+        assert_eq!(store.rewind(rewind("main", commits, commits)).await.unwrap().sequence, commits);
+        let resumed = successor(&store, "main").await;
+        assert_eq!((resumed.head.map_or(0, |head| head.sequence), resumed.staged), (commits, None));
+        store.commit(commit("main", resumed.token, commits + 1)).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_head_is_refused_whose_payload_is_damaged_where_it_was_staged() {
     let store = small().await;
     let token = store.take("main").await;
