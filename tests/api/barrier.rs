@@ -603,6 +603,21 @@ async fn open_ones_are_listed_first_by_name_and_then_closed_ones_newest_first() 
     }
     let unknown = ListBarriersRequest { pipeline: "prod/unknown".to_owned(), ..of_orders() };
     refusal(&store.barriers().list_barriers(unknown).await.unwrap_err(), Reason::StateMissing);
+    let everywhere = ListBarriersRequest::default;
+    for (asked, page_token) in [
+        (of_orders(), "b"),
+        (of_orders(), "prod/orders"),
+        (of_orders(), "prod/orders -"),
+        (of_orders(), "prod/elsewhere z"),
+        (of_orders(), "7.0"),
+        (of_orders(), "\u{1f}"),
+        (everywhere(), "7"),
+        (everywhere(), "elsewhere z"),
+    ] {
+        let asked = ListBarriersRequest { page_token: page_token.to_owned(), ..asked };
+        let status = store.barriers().list_barriers(asked).await.unwrap_err();
+        refused_field(&status, Reason::InvalidField, "page_token");
+    }
     let large = ListBarriersRequest { page_size: 1_001, ..of_orders() };
     refused_field(&store.barriers().list_barriers(large).await.unwrap_err(), Reason::InvalidField, "page_size");
 }

@@ -386,6 +386,9 @@ async fn a_letter_that_is_ill_formed_is_refused_by_its_field() {
     refused(long_position, Reason::TooLarge, "branches[0].dead_letters[0].source_position").await;
     let twice = |moved: &mut BranchCommit| moved.replayed = vec![DeadLetterId { lsn: 1, number: 2 }; 2];
     refused(twice, Reason::InvalidField, "branches[0].replayed[1]").await;
+    // Counted before they are compared.
+    let many = |moved: &mut BranchCommit| moved.replayed = vec![DeadLetterId { lsn: 1, number: 2 }; 1_001];
+    refused(many, Reason::TooLarge, "replayed").await;
     let bad_page = ListDeadLettersRequest { page_token: "next".to_owned(), ..open() };
     refused_field(
         &store.dead_letters().list_dead_letters(bad_page).await.unwrap_err(),

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use fencepost::Reason;
 use fencepost::v1::commit_response::Outcome;
 use fencepost::v1::resolve_commit_response::Outcome as Resolved;
-use fencepost::v1::{CommitRequest, Integrity, Merge, MergeInput, MergeRequest, MergeResponse, ResolveCommitRequest};
+use fencepost::v1::{
+    Checkpoint, CommitRequest, Integrity, Merge, MergeInput, MergeRequest, MergeResponse, ResolveCommitRequest,
+};
 use tonic::Status;
 
 use crate::damage::{seal, small};
@@ -291,6 +293,8 @@ async fn what_is_ill_formed_is_refused_by_its_field() {
     bad.extend(
         bad_names().into_iter().map(|branch| (MergeRequest { branch, ..good() }, Reason::InvalidName, "branch")),
     );
+    let late = Some(Checkpoint { late_for: "never".to_owned(), ..checkpoint("late") });
+    bad.push((MergeRequest { checkpoint: late, ..good() }, Reason::InvalidField, "checkpoint.late_for"));
     for (request, reason, field) in bad {
         refused_field(&try_merge(&store, request).await.unwrap_err(), reason, field);
     }

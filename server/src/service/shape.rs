@@ -93,7 +93,7 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         }
     }
     let mut payload_fault = None;
-    let (mut letters, mut letter_bytes, mut replayed) = (0, 0, BTreeSet::new());
+    let (mut letters, mut letter_bytes) = (0, 0);
     for (i, moved) in request.branches.iter_mut().enumerate() {
         match (&mut moved.checkpoint, moved.staged.is_empty()) {
             (Some(given), true) => {
@@ -123,10 +123,13 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
         letters += moved.dead_letters.len();
         letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
-        each_letter_once(&format!("branches[{i}].replayed"), &moved.replayed, &mut replayed)?;
     }
     check_letters("dead_letters", letters, letter_bytes)?;
-    check_letters("replayed", replayed.len(), 0)?;
+    check_letters("replayed", request.branches.iter().map(|moved| moved.replayed.len()).sum(), 0)?;
+    let mut replayed = BTreeSet::new();
+    for (i, moved) in request.branches.iter().enumerate() {
+        each_letter_once(&format!("branches[{i}].replayed"), &moved.replayed, &mut replayed)?;
+    }
     let digest = commit_digest(&request);
     Ok(Commit { request, digest, payload_fault })
 }
@@ -264,6 +267,12 @@ fn check_letters(field: &str, count: usize, bytes: usize) -> Result<(), Refusal>
         return Err(Refusal::field(Reason::TooLarge, field, count, &expected));
     }
     check_bytes(field, bytes, limits::DEAD_LETTERS_BYTES_MAX)
+}
+
+/// What a caller is told whose page token no answer had.
+pub(super) fn bad_page(page_token: &str) -> Refusal {
+    let shown: String = page_token.chars().take(60).flat_map(char::escape_default).collect();
+    Refusal::field(Reason::InvalidField, "page_token", shown, "the next_page_token of an earlier page")
 }
 
 /// Size of a page: what was asked for, or the default.
