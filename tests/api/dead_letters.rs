@@ -282,6 +282,21 @@ async fn a_rewind_closes_the_letters_of_the_checkpoints_that_it_abandons() {
 }
 
 #[tokio::test]
+async fn what_a_commit_has_replayed_stays_handled_when_a_rewind_abandons_that_commit() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    store.commit(skipping("main", token, 1, &["a", "b"])).await.unwrap();
+    let ids = ids(&store).await;
+    store.commit(replaying("main", token, 2, &ids[..1])).await.unwrap();
+    store.rewind(rewind("main", 2, 1)).await.unwrap();
+    assert_eq!(payloads(&store).await, ["b"]);
+    let token = store.take("main").await;
+    let again = store.commit(replaying("main", token, 2, &ids)).await.unwrap_err();
+    assert_eq!(refusal(&again, Reason::DeadLetterHandled)["number"], "0");
+    store.commit(replaying("main", token, 2, &ids[1..])).await.unwrap();
+}
+
+#[tokio::test]
 async fn open_letters_and_handled_ones_are_the_same_after_a_restart() {
     let store = Store::open().await;
     let token = store.take("main").await;

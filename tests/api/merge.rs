@@ -123,6 +123,27 @@ async fn another_output_of_the_same_inputs_has_diverged() {
 }
 
 #[tokio::test]
+async fn another_function_or_version_is_another_merge() {
+    let (store, token) = store_with(&[("jfk", 1)]).await;
+    let by = |sequence, function: &str, version: &str| {
+        let mut request = merge(token, sequence, &[("jfk", 1)]);
+        let how = request.merge.as_mut().unwrap();
+        (how.function, how.version) = (function.to_owned(), version.to_owned());
+        request
+    };
+    let mut made = Vec::new();
+    for (sequence, function, version) in [(1, "union", "1"), (2, "union", "2"), (3, "newest", "1")] {
+        let merged = try_merge(&store, by(sequence, function, version)).await.unwrap();
+        assert_eq!((merged.sequence, merged.already), (sequence, false), "{function} {version}");
+        made.push(merged.lsn);
+    }
+    for (lsn, (function, version)) in made.into_iter().zip([("union", "1"), ("union", "2"), ("newest", "1")]) {
+        let again = try_merge(&store, by(4, function, version)).await.unwrap();
+        assert_eq!((again.lsn, again.already), (lsn, true), "{function} {version}");
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_by_commit_id_is_answered_although_the_inputs_are_gone() {
     let (store, token) = store_with(&[("jfk", 1)]).await;
     let request = merge(token, 1, &[("jfk", 1)]);

@@ -139,6 +139,22 @@ async fn a_repeat_of_a_stage_is_answered_with_the_first_and_other_content_is_ref
 }
 
 #[tokio::test]
+async fn a_stage_id_is_idempotent_only_as_long_as_it_is_staged() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    let request = stage("main", token, 1, "tx");
+    let first = store.stage(request.clone()).await.unwrap();
+    assert!(store.stage(request.clone()).await.unwrap().already);
+    try_discard(&store, discard("main", token, "tx")).await.unwrap();
+    let second = store.stage(request.clone()).await.unwrap();
+    assert!(!second.already && second.lsn > first.lsn, "what was discarded is staged anew");
+    store.commit(commit_staged("main", token, 1, "tx")).await.unwrap();
+    refusal(&store.stage(request).await.unwrap_err(), Reason::HeadMismatch);
+    let third = store.stage(stage("main", token, 2, "tx")).await.unwrap();
+    assert!(!third.already, "the same id with other content, once nothing is staged under it");
+}
+
+#[tokio::test]
 async fn a_repeat_of_a_commit_by_reference_is_answered_with_the_first() {
     let store = Store::open().await;
     let token = store.take("main").await;
