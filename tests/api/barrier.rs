@@ -267,6 +267,23 @@ async fn who_comes_too_late_is_told_and_commits_to_a_branch_of_its_own() {
 }
 
 #[tokio::test]
+async fn late_data_is_merged_later_with_what_the_barrier_committed() {
+    let store = Store::open().await;
+    let (ewr, late, day) = (store.take("ewr").await, store.take("ewr-late").await, store.take("day").await);
+    try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    let whole = stage_and_arrive(&store, "day-1", "ewr", ewr).await;
+    let mut request = commit("ewr-late", late, 1);
+    request.branches[0].checkpoint = Some(Checkpoint { late_for: "day-1".to_owned(), ..checkpoint("late") });
+    let committed = store.commit(request).await.unwrap();
+    let inputs = [("ewr", 1), ("ewr-late", 1)];
+    let merged = crate::merge::try_merge(&store, crate::merge::merge(day, 1, &inputs)).await.unwrap();
+    assert!(!merged.already);
+    let told = store.stored_head("day").await.merge.unwrap().inputs;
+    let places: Vec<_> = told.iter().map(|input| (input.branch.as_str(), input.lsn)).collect();
+    assert_eq!(places, [("ewr", whole.closed_lsn), ("ewr-late", committed.lsn)]);
+}
+
+#[tokio::test]
 async fn a_deadline_gives_the_barrier_up_and_discards_what_has_arrived() {
     let store = Store::open().await;
     let (ewr, jfk) = (store.with_history("ewr", 1).await, store.take("jfk").await);
@@ -603,6 +620,21 @@ async fn open_ones_are_listed_first_by_name_and_then_closed_ones_newest_first() 
     }
     let unknown = ListBarriersRequest { pipeline: "prod/unknown".to_owned(), ..of_orders() };
     refusal(&store.barriers().list_barriers(unknown).await.unwrap_err(), Reason::StateMissing);
+    let everywhere = ListBarriersRequest::default;
+    for (asked, page_token) in [
+        (of_orders(), "b"),
+        (of_orders(), "prod/orders"),
+        (of_orders(), "prod/orders -"),
+        (of_orders(), "prod/elsewhere z"),
+        (of_orders(), "7.0"),
+        (of_orders(), "\u{1f}"),
+        (everywhere(), "7"),
+        (everywhere(), "elsewhere z"),
+    ] {
+        let asked = ListBarriersRequest { page_token: page_token.to_owned(), ..asked };
+        let status = store.barriers().list_barriers(asked).await.unwrap_err();
+        refused_field(&status, Reason::InvalidField, "page_token");
+    }
     let large = ListBarriersRequest { page_size: 1_001, ..of_orders() };
     refused_field(&store.barriers().list_barriers(large).await.unwrap_err(), Reason::InvalidField, "page_size");
 }

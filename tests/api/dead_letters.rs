@@ -282,6 +282,21 @@ async fn a_rewind_closes_the_letters_of_the_checkpoints_that_it_abandons() {
 }
 
 #[tokio::test]
+async fn what_a_commit_has_replayed_stays_handled_when_a_rewind_abandons_that_commit() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    store.commit(skipping("main", token, 1, &["a", "b"])).await.unwrap();
+    let ids = ids(&store).await;
+    store.commit(replaying("main", token, 2, &ids[..1])).await.unwrap();
+    store.rewind(rewind("main", 2, 1)).await.unwrap();
+    assert_eq!(payloads(&store).await, ["b"]);
+    let token = store.take("main").await;
+    let again = store.commit(replaying("main", token, 2, &ids)).await.unwrap_err();
+    assert_eq!(refusal(&again, Reason::DeadLetterHandled)["number"], "0");
+    store.commit(replaying("main", token, 2, &ids[1..])).await.unwrap();
+}
+
+#[tokio::test]
 async fn open_letters_and_handled_ones_are_the_same_after_a_restart() {
     let store = Store::open().await;
     let token = store.take("main").await;
@@ -386,6 +401,9 @@ async fn a_letter_that_is_ill_formed_is_refused_by_its_field() {
     refused(long_position, Reason::TooLarge, "branches[0].dead_letters[0].source_position").await;
     let twice = |moved: &mut BranchCommit| moved.replayed = vec![DeadLetterId { lsn: 1, number: 2 }; 2];
     refused(twice, Reason::InvalidField, "branches[0].replayed[1]").await;
+    // Counted before they are compared.
+    let many = |moved: &mut BranchCommit| moved.replayed = vec![DeadLetterId { lsn: 1, number: 2 }; 1_001];
+    refused(many, Reason::TooLarge, "replayed").await;
     let bad_page = ListDeadLettersRequest { page_token: "next".to_owned(), ..open() };
     refused_field(
         &store.dead_letters().list_dead_letters(bad_page).await.unwrap_err(),

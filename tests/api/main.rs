@@ -21,6 +21,7 @@ mod hostile;
 mod lease;
 mod limits;
 mod merge;
+mod order;
 mod policy;
 mod questions;
 mod resolve;

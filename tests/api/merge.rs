@@ -4,7 +4,9 @@ use bytes::Bytes;
 use fencepost::Reason;
 use fencepost::v1::commit_response::Outcome;
 use fencepost::v1::resolve_commit_response::Outcome as Resolved;
-use fencepost::v1::{CommitRequest, Integrity, Merge, MergeInput, MergeRequest, MergeResponse, ResolveCommitRequest};
+use fencepost::v1::{
+    Checkpoint, CommitRequest, Integrity, Merge, MergeInput, MergeRequest, MergeResponse, ResolveCommitRequest,
+};
 use tonic::Status;
 
 use crate::damage::{seal, small};
@@ -118,6 +120,27 @@ async fn another_output_of_the_same_inputs_has_diverged() {
     assert!(!try_merge(&store, newer).await.unwrap().already);
     let fewer = with_output(&[1, 2], merge(token, 3, &[("jfk", 1)]));
     assert!(!try_merge(&store, fewer).await.unwrap().already);
+}
+
+#[tokio::test]
+async fn another_function_or_version_is_another_merge() {
+    let (store, token) = store_with(&[("jfk", 1)]).await;
+    let by = |sequence, function: &str, version: &str| {
+        let mut request = merge(token, sequence, &[("jfk", 1)]);
+        let how = request.merge.as_mut().unwrap();
+        (how.function, how.version) = (function.to_owned(), version.to_owned());
+        request
+    };
+    let mut made = Vec::new();
+    for (sequence, function, version) in [(1, "union", "1"), (2, "union", "2"), (3, "newest", "1")] {
+        let merged = try_merge(&store, by(sequence, function, version)).await.unwrap();
+        assert_eq!((merged.sequence, merged.already), (sequence, false), "{function} {version}");
+        made.push(merged.lsn);
+    }
+    for (lsn, (function, version)) in made.into_iter().zip([("union", "1"), ("union", "2"), ("newest", "1")]) {
+        let again = try_merge(&store, by(4, function, version)).await.unwrap();
+        assert_eq!((again.lsn, again.already), (lsn, true), "{function} {version}");
+    }
 }
 
 #[tokio::test]
@@ -291,6 +314,8 @@ async fn what_is_ill_formed_is_refused_by_its_field() {
     bad.extend(
         bad_names().into_iter().map(|branch| (MergeRequest { branch, ..good() }, Reason::InvalidName, "branch")),
     );
+    let late = Some(Checkpoint { late_for: "never".to_owned(), ..checkpoint("late") });
+    bad.push((MergeRequest { checkpoint: late, ..good() }, Reason::InvalidField, "checkpoint.late_for"));
     for (request, reason, field) in bad {
         refused_field(&try_merge(&store, request).await.unwrap_err(), reason, field);
     }

@@ -124,11 +124,13 @@ async fn a_checkpoint_has_the_schema_of_the_head_or_one_that_succeeds_it_directl
     store.commit(having("v1", token, 1)).await.unwrap();
     store.commit(having("v1", token, 2)).await.unwrap();
     let refused = async |name, sequence| store.commit(having(name, token, sequence)).await.unwrap_err();
-    let metadata = refusal(&refused("other", 3).await, Reason::SchemaMismatch);
+    let status = refused("other", 3).await;
+    let metadata = refusal(&status, Reason::SchemaMismatch);
     let hex = |name: &str| fencepost_server::state::shown_fingerprint(&schema(name, "").fingerprint);
     assert_eq!(metadata["branch"], "main");
     assert_eq!(metadata["schema_fingerprint"], hex("other"));
     assert_eq!(metadata["head_schema_fingerprint"], hex("v1"));
+    assert!(status.message().contains(&format!("--successor-of {}", hex("v1"))), "{status:?}");
     store.commit(having("v3", token, 3)).await.unwrap();
     refusal(&refused("v2", 4).await, Reason::SchemaMismatch);
     let undeclared = refused("v4", 4).await;
@@ -153,7 +155,9 @@ async fn after_a_head_of_unknown_schema_any_declared_one_may_come() {
     store.commit(having("v1", token, 2)).await.unwrap();
     store.rewind(rewind("main", 2, 1)).await.unwrap();
     let token = store.take("main").await;
-    refusal(&store.commit(having("v9", token, 2)).await.unwrap_err(), Reason::SchemaMismatch);
+    let status = store.commit(having("v9", token, 2)).await.unwrap_err();
+    refusal(&status, Reason::SchemaMismatch);
+    assert!(!status.message().contains("successor"), "there is nothing known to succeed: {status:?}");
     store.commit(having("other", token, 2)).await.unwrap();
 
     // What was committed before the policy was set binds nobody.

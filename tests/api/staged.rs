@@ -139,6 +139,22 @@ async fn a_repeat_of_a_stage_is_answered_with_the_first_and_other_content_is_ref
 }
 
 #[tokio::test]
+async fn a_stage_id_is_idempotent_only_as_long_as_it_is_staged() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    let request = stage("main", token, 1, "tx");
+    let first = store.stage(request.clone()).await.unwrap();
+    assert!(store.stage(request.clone()).await.unwrap().already);
+    try_discard(&store, discard("main", token, "tx")).await.unwrap();
+    let second = store.stage(request.clone()).await.unwrap();
+    assert!(!second.already && second.lsn > first.lsn, "what was discarded is staged anew");
+    store.commit(commit_staged("main", token, 1, "tx")).await.unwrap();
+    refusal(&store.stage(request).await.unwrap_err(), Reason::HeadMismatch);
+    let third = store.stage(stage("main", token, 2, "tx")).await.unwrap();
+    assert!(!third.already, "the same id with other content, once nothing is staged under it");
+}
+
+#[tokio::test]
 async fn a_repeat_of_a_commit_by_reference_is_answered_with_the_first() {
     let store = Store::open().await;
     let token = store.take("main").await;
@@ -406,6 +422,25 @@ async fn nobody_is_fenced_for_a_worker_that_cannot_have_what_is_staged() {
     refusal(&store.resume(take_over("main", "loader-2")).await.unwrap_err(), Reason::Corrupt);
     try_discard(&store, discard("main", token, "tx")).await.expect("it has the branch still");
     assert_eq!(successor(&store, "main").await.staged, None);
+}
+
+#[tokio::test]
+async fn a_rewind_to_the_present_head_ends_what_is_staged_and_cannot_be_read() {
+    for commits in [0, 2] {
+        let store = small().await;
+        let token = store.with_history("main", commits).await;
+        store.stage(stage("main", token, commits + 1, "tx")).await.unwrap();
+        seal(&store).await;
+        store.damage(&format!("state at offset {}", commits + 1));
+        let status = store.resume(take_over("main", "loader-2")).await.unwrap_err();
+        refusal(&status, Reason::Corrupt);
+        let text = status.message();
+        assert!(text.contains("ask the sink") && text.contains("fencepost rewind prod/orders --branch main"), "{text}");
+        assert_eq!(store.rewind(rewind("main", commits, commits)).await.unwrap().sequence, commits);
+        let resumed = successor(&store, "main").await;
+        assert_eq!((resumed.head.map_or(0, |head| head.sequence), resumed.staged), (commits, None));
+        store.commit(commit("main", resumed.token, commits + 1)).await.unwrap();
+    }
 }
 
 #[tokio::test]

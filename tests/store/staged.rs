@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
+use fencepost::Reason;
 use fencepost::v1::barrier::State;
 use fencepost::v1::barrier_service_client::BarrierServiceClient;
 use fencepost::v1::checkpoint_service_client::CheckpointServiceClient;
 use fencepost::v1::commit_service_client::CommitServiceClient;
 use fencepost::v1::lease_service_client::LeaseServiceClient;
 use fencepost::v1::{
-    ArriveRequest, AwaitBarrierRequest, Barrier, BranchCommit, Checkpoint, CommitRequest, GetCheckpointRequest,
-    OnMissing, OpenBarrierRequest, ResumeRequest, ResumeResponse, StageRequest, Takeover,
+    ArriveRequest, AwaitBarrierRequest, Barrier, BranchCommit, Checkpoint, CommitRequest, DiscardStagedRequest,
+    GetCheckpointRequest, OnMissing, OpenBarrierRequest, ResumeRequest, ResumeResponse, StageRequest, Takeover,
 };
 use fencepost_server::disk::RealDisk;
 use fencepost_server::embedded::Embedded;
@@ -55,6 +56,17 @@ async fn stage(store: &Embedded, branch: &str, token: u64, sequence: u64) -> u64
         ..StageRequest::default()
     };
     CommitServiceClient::new(store.channel()).stage(request).await.unwrap().into_inner().lsn
+}
+
+async fn discard(store: &Embedded, branch: &str, token: u64, sequence: u64) {
+    let request = DiscardStagedRequest {
+        pipeline: PIPELINE.to_owned(),
+        branch: branch.to_owned(),
+        token,
+        stage_id: format!("{branch}-{sequence}"),
+        ..DiscardStagedRequest::default()
+    };
+    CommitServiceClient::new(store.channel()).discard_staged(request).await.unwrap();
 }
 
 async fn commit(store: &Embedded, branch: &str, token: u64, sequence: u64) {
@@ -204,7 +216,7 @@ async fn damage_where_a_checkpoint_was_staged_names_the_checkpoint() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_export_has_what_was_committed_by_reference_and_nothing_that_is_only_staged() {
+async fn an_export_has_what_was_committed_by_reference_and_is_refused_while_anything_is_staged() {
     let dir = scratch();
     let source = open_again(config(&dir.path().join("a"))).await.unwrap();
     let target = open_again(config(&dir.path().join("b"))).await.unwrap();
@@ -219,6 +231,11 @@ async fn an_export_has_what_was_committed_by_reference_and_nothing_that_is_only_
     stage(&source, "main", main, 3).await;
     open(&source, "waiting", &["main", "other"]).await;
     arrive(&source, "waiting", "main", main, 3).await;
+    let refused = source.client().export_pipeline(PIPELINE, Vec::new()).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::StagedPending), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("something staged on main,") && text.contains("fencepost staged"), "{text}");
+    discard(&source, "main", main, 3).await;
     let mut file = Vec::new();
     source.client().export_pipeline(PIPELINE, &mut file).await.unwrap();
     target.client().import_pipeline(std::io::Cursor::new(file)).send().await.unwrap();

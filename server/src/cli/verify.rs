@@ -252,7 +252,10 @@ impl From<BadSnapshot> for CliError {
             BadSnapshot::Damaged { .. } | BadSnapshot::Log(_) => exit::INTEGRITY,
             BadSnapshot::Newer { .. } => exit::CONFIG,
             BadSnapshot::Io { .. } => exit::UNAVAILABLE,
-            BadSnapshot::NotEmpty { .. } | BadSnapshot::Refused(_) | BadSnapshot::Stopped => exit::REFUSED,
+            BadSnapshot::NotEmpty { .. }
+            | BadSnapshot::Refused(_)
+            | BadSnapshot::Staged { .. }
+            | BadSnapshot::Stopped => exit::REFUSED,
         };
         CliError::new(code, error.to_string())
     }

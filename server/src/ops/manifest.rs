@@ -108,6 +108,17 @@ pub enum BadSnapshot {
     /// What was asked for cannot be.
     #[error("{0}")]
     Refused(String),
+    /// What is staged would be left behind, and done again elsewhere although its sink may have it.
+    #[error(
+        "'{pipeline}' has something staged on {branches}, which no export can take along, and the sinks may have it: ask them, \
+         then commit or discard it ('fencepost staged {pipeline}' lists it), and export again"
+    )]
+    Staged {
+        /// Of which pipeline.
+        pipeline: String,
+        /// On which branches, in words.
+        branches: String,
+    },
     /// The server stops.
     #[error("it was stopped before it was done")]
     Stopped,

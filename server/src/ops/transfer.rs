@@ -3,8 +3,9 @@
 //! An export is what compaction would keep of the pipeline, in the form of the very facts that an import appends: a segment
 //! file of the log's format that begins with `ImportStarted` and ends with `ImportFinished`. What comes along: retained
 //! checkpoints with their commit ids, savepoints, the policy, open dead letters, which get new numbers, and declared schemas.
-//! What does not: leases and their tokens, which mean nothing elsewhere, what is staged and open barriers, whose workers and
-//! sinks are here, which inputs were merged, the audit, and savepoints on what a rewind abandoned.
+//! What does not: leases and their tokens, which mean nothing elsewhere, open barriers, whose workers are here, which inputs
+//! were merged, the audit, and savepoints on what a rewind abandoned. Nothing is exported while anything is staged: its sink may
+//! have it, and the same work done elsewhere would bring it twice.
 //!
 //! Its entries are numbered anew from 1, because one file cannot span all indexes that a log may have. So a savepoint in it names
 //! the place that its checkpoint has in the file.
@@ -25,7 +26,7 @@ use super::exported::Exporter;
 use super::manifest::BadSnapshot;
 use crate::disk::Disk;
 use crate::log::{Content, Log, SegmentFileReader, SegmentFileWriter, SegmentLabel};
-use crate::state::Pipeline;
+use crate::state::{Pipeline, named};
 use crate::upkeep::{hot_state, replay};
 
 /// An entry of an export is closed when its facts have so many bytes, or when it has so many facts.
@@ -63,6 +64,11 @@ pub fn export(
     let Some(known) = state.pipeline(pipeline).filter(|known| !known.is_importing()) else {
         return Err(BadSnapshot::Refused(format!("there is no pipeline '{pipeline}', or it is being imported itself")));
     };
+    let staged = known.branches_after("").filter(|(_, branch)| branch.staged().is_some());
+    let staged: Vec<&str> = staged.map(|(name, _)| name).collect();
+    if !staged.is_empty() {
+        return Err(BadSnapshot::Staged { pipeline: pipeline.to_owned(), branches: named(staged.into_iter()) });
+    }
 
     let label = SegmentLabel {
         content: Content::Export,

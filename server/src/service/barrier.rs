@@ -148,6 +148,9 @@ impl BarrierService for Service {
         if !request.pipeline.is_empty() {
             check_pipeline("pipeline", &request.pipeline).map_err(status)?;
         }
+        if !is_place(&request) {
+            return Err(status(shape::bad_page(&request.page_token)));
+        }
         let (mut found, mut next_page_token) = (Vec::new(), request.page_token.clone());
         let seen = loop {
             let (request, after, wanted) = (request.clone(), next_page_token, page_size - found.len());
@@ -391,6 +394,15 @@ fn some_barriers(
         }
     }
     Ok((found, String::new()))
+}
+
+/// Whether a page of this list may begin there.
+fn is_place(request: &ListBarriersRequest) -> bool {
+    let ListBarriersRequest { pipeline: only, page_token: after, .. } = request;
+    let is_any = |of: &str| if only.is_empty() { check_pipeline("", of).is_ok() } else { of == only };
+    let is_open = |(of, name): (&str, &str)| is_any(of) && (name.is_empty() || check_name("", name).is_ok());
+    let is_closed = || !only.is_empty() && after.parse::<u64>().is_ok();
+    after.is_empty() || after.split_once(' ').is_some_and(is_open) || is_closed()
 }
 
 fn check_barrier(pipeline: &str, field: &str, name: &str) -> Result<(), Status> {

@@ -153,10 +153,7 @@ fn place(page_token: &str) -> Result<DeadLetterId, Refusal> {
     let place = page_token
         .split_once('.')
         .and_then(|(lsn, number)| Some(DeadLetterId { lsn: lsn.parse().ok()?, number: number.parse().ok()? }));
-    place.ok_or_else(|| {
-        let shown: String = page_token.chars().take(60).flat_map(char::escape_default).collect();
-        Refusal::field(Reason::InvalidField, "page_token", shown, "the next_page_token of an earlier page")
-    })
+    place.ok_or_else(|| shape::bad_page(page_token))
 }
 
 fn check_discard(request: &DiscardDeadLettersRequest) -> Result<(), Refusal> {

@@ -109,10 +109,27 @@ pub(super) fn staged(log: &Log, lsn: Lsn) -> Result<Staged, Refusal> {
     }
 }
 
-/// The checkpoint that was staged at `lsn` and still is.
-pub(super) fn staged_checkpoint(log: &Log, lsn: Lsn, without_state: bool) -> Result<Checkpoint, Refusal> {
-    let mut checkpoint = staged(log, lsn)?.checkpoint.ok_or_else(|| corrupt(lsn, "it has no checkpoint".to_owned()))?;
-    check_payload(lsn, &checkpoint)?;
+/// The checkpoint that the branch has staged, at `lsn`.
+pub(super) fn staged_checkpoint(
+    log: &Log,
+    lsn: Lsn,
+    pipeline: &str,
+    branch: &str,
+    without_state: bool,
+) -> Result<Checkpoint, Refusal> {
+    let checkpoint = staged(log, lsn).and_then(|staged| {
+        let checkpoint = staged.checkpoint.ok_or_else(|| corrupt(lsn, "it has no checkpoint".to_owned()))?;
+        check_payload(lsn, &checkpoint).map(|()| checkpoint)
+    });
+    let mut checkpoint = checkpoint.map_err(|refusal| {
+        let message = format!(
+            "{}; branch '{branch}' of '{pipeline}' has that staged, and nobody can begin on it before that is ended: ask \
+             the sink whether it has it, then set the branch back to its present head ('fencepost rewind {pipeline} \
+             --branch {branch} --to HEAD')",
+            refusal.message
+        );
+        if refusal.reason == Reason::Corrupt { Refusal { message, ..refusal } } else { refusal }
+    })?;
     if without_state {
         leave_state_out(&mut checkpoint);
     }

@@ -38,8 +38,8 @@ impl LeaseService for Service {
                     (readable.at, readable.arrived) = (at, Some(arrived));
                 }
                 Resumed::ReadFirst { unread: Unread::Staged(at), arrived } => {
-                    let log = Arc::clone(log);
-                    facts::blocking(move || facts::staged_checkpoint(&log, at, true)).await?;
+                    let (log, pipeline, branch) = (Arc::clone(log), pipeline.clone(), branch.clone());
+                    facts::blocking(move || facts::staged_checkpoint(&log, at, &pipeline, &branch, true)).await?;
                     (readable.staged, readable.arrived) = (at, Some(arrived));
                 }
             }
@@ -48,8 +48,8 @@ impl LeaseService for Service {
         let (predecessor, head, staged) = facts::blocking(move || {
             let read = |head: Head| facts::checkpoint(&log, head.lsn, &pipeline, &branch, without_state);
             let read_staged = |staged: Staged| {
-                let checkpoint = Some(facts::staged_checkpoint(&log, staged.lsn, without_state)?);
-                Ok(StagedCheckpoint { checkpoint, ..staged.told() })
+                let checkpoint = facts::staged_checkpoint(&log, staged.lsn, &pipeline, &branch, without_state)?;
+                Ok(StagedCheckpoint { checkpoint: Some(checkpoint), ..staged.told() })
             };
             let found = facts::predecessor(&log, lsn)
                 .and_then(|it| Ok((it, head.map(read).transpose()?, staged.map(read_staged).transpose()?)));

@@ -93,7 +93,7 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         }
     }
     let mut payload_fault = None;
-    let (mut letters, mut letter_bytes, mut replayed) = (0, 0, BTreeSet::new());
+    let (mut letters, mut letter_bytes) = (0, 0);
     for (i, moved) in request.branches.iter_mut().enumerate() {
         match (&mut moved.checkpoint, moved.staged.is_empty()) {
             (Some(given), true) => {
@@ -123,10 +123,13 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
         dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
         letters += moved.dead_letters.len();
         letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
-        each_letter_once(&format!("branches[{i}].replayed"), &moved.replayed, &mut replayed)?;
     }
     check_letters("dead_letters", letters, letter_bytes)?;
-    check_letters("replayed", replayed.len(), 0)?;
+    check_letters("replayed", request.branches.iter().map(|moved| moved.replayed.len()).sum(), 0)?;
+    let mut replayed = BTreeSet::new();
+    for (i, moved) in request.branches.iter().enumerate() {
+        each_letter_once(&format!("branches[{i}].replayed"), &moved.replayed, &mut replayed)?;
+    }
     let digest = commit_digest(&request);
     Ok(Commit { request, digest, payload_fault })
 }
@@ -266,6 +269,12 @@ fn check_letters(field: &str, count: usize, bytes: usize) -> Result<(), Refusal>
     check_bytes(field, bytes, limits::DEAD_LETTERS_BYTES_MAX)
 }
 
+/// What a caller is told whose page token no answer had.
+pub(super) fn bad_page(page_token: &str) -> Refusal {
+    let shown: String = page_token.chars().take(60).flat_map(char::escape_default).collect();
+    Refusal::field(Reason::InvalidField, "page_token", shown, "the next_page_token of an earlier page")
+}
+
 /// Size of a page: what was asked for, or the default.
 pub(super) fn page_size(asked: u32) -> Result<usize, Refusal> {
     if asked > limits::PAGE_SIZE_MAX {
@@ -308,13 +317,7 @@ fn digest(pipeline: &str, branches: &[BranchCommit]) -> Digest {
     for BranchCommit { branch, token: _, sequence, checkpoint, staged, dead_letters, replayed } in branches {
         part(branch.as_bytes());
         part(&sequence.to_le_bytes());
-        let mut rare = BranchCommit {
-            staged: staged.clone(),
-            dead_letters: dead_letters.clone(),
-            replayed: replayed.clone(),
-            ..BranchCommit::default()
-        };
-        rare.dead_letters.iter_mut().for_each(|letter| letter.traceparent.clear());
+        let mut said = None;
         if let Some(given) = checkpoint {
             let Checkpoint { position, state, payload_crc32: _, integrity, traceparent: _, .. } = given;
             let Checkpoint { format_version, scope, late_for, .. } = given;
@@ -323,12 +326,19 @@ fn digest(pipeline: &str, branches: &[BranchCommit]) -> Digest {
             part(&integrity.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default());
             if *format_version != 0 || !scope.is_empty() || !late_for.is_empty() {
                 let (scope, late_for) = (scope.clone(), late_for.clone());
-                let said = Checkpoint { format_version: *format_version, scope, late_for, ..Checkpoint::default() };
-                rare.checkpoint = Some(said);
+                said = Some(Checkpoint { format_version: *format_version, scope, late_for, ..Checkpoint::default() });
             }
         }
         // What few commits have does not change the digests of the others.
-        if rare != BranchCommit::default() {
+        if said.is_some() || !staged.is_empty() || !dead_letters.is_empty() || !replayed.is_empty() {
+            let mut rare = BranchCommit {
+                checkpoint: said,
+                staged: staged.clone(),
+                dead_letters: dead_letters.clone(),
+                replayed: replayed.clone(),
+                ..BranchCommit::default()
+            };
+            rare.dead_letters.iter_mut().for_each(|letter| letter.traceparent.clear());
             part(&prost::Message::encode_to_vec(&rare));
         }
     }
@@ -339,4 +349,63 @@ fn head_of(hasher: &blake3::Hasher) -> Digest {
     let hash = hasher.finalize();
     let (digest, _) = hash.as_bytes().split_first_chunk().expect("a BLAKE3 hash has 32 bytes");
     *digest
+}
+
+#[cfg(test)]
+mod tests {
+    use fencepost::v1::{Fingerprint, Integrity};
+
+    use super::*;
+
+    fn shown(request: CommitRequest) -> String {
+        let digest = commit(request).unwrap().digest;
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// They are in logs and windows: another version must come to the same, or it takes a retry for other content.
+    #[test]
+    fn the_digest_of_a_request_stays_what_it_was() {
+        let integrity = Integrity { rows_in: Some(3), rows_out: Some(3), ..Integrity::default() };
+        let checkpoint = Checkpoint {
+            position: "offset 7".into(),
+            state: "sum 12".into(),
+            integrity: Some(integrity),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+            ..Checkpoint::default()
+        };
+        let ordinary = BranchCommit {
+            branch: "main".to_owned(),
+            token: 9,
+            sequence: 7,
+            checkpoint: Some(checkpoint.clone()),
+            ..BranchCommit::default()
+        };
+        let request = |branches| CommitRequest {
+            pipeline: "prod/orders".to_owned(),
+            commit_id: "day".to_owned(),
+            branches,
+            ..CommitRequest::default()
+        };
+        assert_eq!(shown(request(vec![ordinary.clone()])), "0c510e13a84d1737b3419183612ffaee");
+        let scoped = Checkpoint {
+            format_version: 2,
+            late_for: "yesterday".to_owned(),
+            scope: vec![Fingerprint { name: "code".to_owned(), value: "abc".into() }],
+            ..checkpoint
+        };
+        let letter = DeadLetter { payload: "bad row".into(), reason: "no delay".to_owned(), ..DeadLetter::default() };
+        let rare = BranchCommit {
+            checkpoint: Some(scoped),
+            dead_letters: vec![letter],
+            replayed: vec![DeadLetterId { lsn: 65_536, number: 3 }],
+            ..ordinary.clone()
+        };
+        let staged = BranchCommit {
+            branch: "other".to_owned(),
+            checkpoint: None,
+            staged: "tx-7".to_owned(),
+            ..ordinary.clone()
+        };
+        assert_eq!(shown(request(vec![rare, staged])), "e343c15e45ff6fd1be75a1a9b3a7c996");
+    }
 }

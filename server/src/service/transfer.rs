@@ -97,6 +97,7 @@ pub(super) fn refusal(error: &BadSnapshot, dir: Option<&Path>) -> Refusal {
         // Only the directory is the caller's choice.
         BadSnapshot::Io { path, .. } if !dir.is_some_and(|dir| path.starts_with(dir)) => Reason::Corrupt,
         BadSnapshot::Log(_) => Reason::Corrupt,
+        BadSnapshot::Staged { .. } => Reason::StagedPending,
         BadSnapshot::Stopped => Reason::ShuttingDown,
         BadSnapshot::Newer { .. } | BadSnapshot::NotEmpty { .. } | BadSnapshot::Refused(_) | BadSnapshot::Io { .. } => {
             Reason::InvalidField
@@ -110,6 +111,9 @@ pub(super) fn refusal(error: &BadSnapshot, dir: Option<&Path>) -> Refusal {
             .with("value", found)
             .with("expected", expected)
             .with("newer_format", found);
+    }
+    if let BadSnapshot::Staged { pipeline, .. } = error {
+        return refusal.with("pipeline", pipeline);
     }
     match reason {
         Reason::NoSpace | Reason::ShuttingDown => refusal.with("retry_after_ms", 1_000),

@@ -177,7 +177,7 @@ impl State {
     ) -> Result<(), String> {
         check_sequence(&moved.branch, moved.sequence)?;
         let (branch, shared) = made(&mut self.pipelines, &mut self.branches, &committed.pipeline, &moved.branch);
-        let staged = branch.take_staged();
+        let staged = branch.take_staged(shared.dead);
         if before == Before::Whole {
             let token = Token::from_u64(moved.token);
             // A worker that has arrived at a barrier may have released its branch since.
@@ -198,8 +198,11 @@ impl State {
         let staged = staged.filter(|staged| staged.lsn.as_u64() == moved.staged_lsn);
         if shared.has_schemas {
             let said = moved.checkpoint.as_ref().and_then(|checkpoint| checkpoint.integrity.as_ref());
-            let here = said.map(|it| Bytes::copy_from_slice(&it.schema_fingerprint)).unwrap_or_default();
-            branch.change_past(|past| past.schema = staged.as_ref().map_or(here, |staged| staged.schema.clone()));
+            let here = said.map_or(&[][..], |it| &it.schema_fingerprint);
+            let schema = staged.as_ref().map_or(here, |staged| &staged.schema);
+            if branch.past.as_deref().map_or(&[][..], |past| &past.schema) != schema {
+                branch.change_past(|past| past.schema = Bytes::copy_from_slice(schema));
+            }
         }
         match staged {
             Some(staged) => shared.dead.add(staged.lsn, &moved.branch, moved.sequence, staged.dead_letters),
@@ -276,7 +279,7 @@ impl State {
         }
         let newly_free = u64::from(branch.lease().is_some());
         branch.take_grant(Grant::of_rewind(lsn, at_ms, rewound));
-        branch.take_staged();
+        branch.take_staged(shared.dead);
         shared.dead.abandon(&rewound.branch, to_sequence);
         branch.head = head(to_sequence, Lsn::from_u64(rewound.to_lsn), to_committed_at_ms);
         branch.retained_from = retained_from;
@@ -357,9 +360,10 @@ impl State {
         Ok(())
     }
 
-    /// The branch, made if need be.
-    pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> &mut Branch {
-        made(&mut self.pipelines, &mut self.branches, pipeline, branch).0
+    /// The branch, made if need be, and the dead letters of its pipeline.
+    pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> (&mut Branch, &mut DeadLetters) {
+        let (branch, shared) = made(&mut self.pipelines, &mut self.branches, pipeline, branch);
+        (branch, shared.dead)
     }
 
     /// The next token, compared with those before and with the generation.

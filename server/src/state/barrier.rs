@@ -222,10 +222,11 @@ impl State {
         let closed = ClosedBarrier { lsn, at_ms, is_committed: false };
         self.close_barrier(&fact.pipeline, barrier, closed, is_whole)?;
         for AbortedParticipant { branch, staged_lsn, .. } in fact.participants.iter().filter(|it| it.staged_lsn != 0) {
-            let branch = entry(&mut self.pipelines, &fact.pipeline).branches.get_mut(&**branch);
+            let Pipeline { branches, dead, .. } = entry(&mut self.pipelines, &fact.pipeline);
+            let branch = branches.get_mut(&**branch);
             let is_it = |branch: &&mut Branch| branch.staged().is_some_and(|it| it.lsn.as_u64() == *staged_lsn);
             match branch.filter(is_it) {
-                Some(branch) => drop(branch.take_staged()),
+                Some(branch) => drop(branch.take_staged(dead)),
                 None if is_whole => {
                     return Err(format!("it discards what is at LSN {staged_lsn}, which is not staged"));
                 }

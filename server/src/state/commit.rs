@@ -1,11 +1,12 @@
 //! Judging commits.
 
 use fencepost::log::v1::{Committed, CommittedBranch};
-use fencepost::v1::{BranchCommit, ClusterRef, CommitRequest};
+use fencepost::v1::{BranchCommit, ClusterRef, CommitRequest, Merge};
 use fencepost::{Lsn, Reason, Token};
 
 use super::declared::Given;
 use super::rewind::Rewinds;
+use super::staged::check_pending;
 use super::{Branch, COUNT_END, Digest, Pipeline, State};
 use crate::error::Refusal;
 
@@ -52,7 +53,7 @@ impl State {
         if let Some(lsn) = self.committed_before(&commit)? {
             return Ok(CommitVerdict::AlreadyApplied(lsn));
         }
-        self.judge_moves(commit, now_ms).map(CommitVerdict::Apply)
+        self.judge_moves(commit, None, now_ms).map(CommitVerdict::Apply)
     }
 
     /// Check 2 of `semantics.md`: where the commit is, if an earlier attempt put it there.
@@ -69,15 +70,17 @@ impl State {
         }
     }
 
-    /// The checks that follow, over all branches of a commit, each in its turn.
-    pub(super) fn judge_moves(&self, commit: Commit, now_ms: u64) -> Result<Committed, Refusal> {
+    /// The checks that follow, over all branches of a commit, each in its turn. `merge` is how its one checkpoint was made,
+    /// if it was merged.
+    pub(super) fn judge_moves(&self, commit: Commit, merge: Option<Merge>, now_ms: u64) -> Result<Committed, Refusal> {
         let Commit { request, digest, payload_fault } = commit;
         let pipeline = self.pipeline(&request.pipeline);
         for branch in &request.branches {
             self.check_token(&request.pipeline, &branch.branch, Token::from_u64(branch.token))?;
         }
         for branch in &request.branches {
-            self.check_pending(&request.pipeline, &branch.branch, &branch.staged)?;
+            let known = pipeline.and_then(|known| known.branches.get(&*branch.branch));
+            check_pending(known, &request.pipeline, &branch.branch, &branch.staged)?;
         }
         for branch in &request.branches {
             check_sequence(pipeline, &request.pipeline, &branch.branch, branch.sequence)?;
@@ -87,8 +90,11 @@ impl State {
             return Err(fault);
         }
         for (i, moved) in request.branches.iter().enumerate() {
-            let field = format_args!("branches[{i}].checkpoint");
-            self.check_late(&request.pipeline, field, moved.checkpoint.as_ref())?;
+            let (of, late) = (&request.pipeline, moved.checkpoint.as_ref());
+            match merge {
+                Some(_) => self.check_late(of, format_args!("checkpoint"), late)?,
+                None => self.check_late(of, format_args!("branches[{i}].checkpoint"), late)?,
+            }
         }
         if let Some(pipeline) = pipeline {
             pipeline.check_said(&request)?;
@@ -100,7 +106,7 @@ impl State {
             digest: bytes::Bytes::copy_from_slice(&digest),
             number,
             barrier: None,
-            merge: None,
+            merge,
             branches: request
                 .branches
                 .into_iter()

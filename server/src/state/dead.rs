@@ -44,6 +44,8 @@ impl Letters {
 pub(super) struct DeadLetters {
     by_fact: BTreeMap<Lsn, Letters>,
     open: u64,
+    /// Of what is staged: they are open once that is committed, and have their room from when they are staged.
+    pub(super) staged: u64,
     by_branch: BTreeMap<Box<str>, u64>,
 }
 
@@ -111,7 +113,7 @@ impl DeadLetters {
     }
 
     fn close_where(&mut self, lsn: Lsn, is_closed: impl Fn(u32, &Part) -> bool) -> u64 {
-        let DeadLetters { by_fact, open, by_branch } = self;
+        let DeadLetters { by_fact, open, by_branch, .. } = self;
         let Some(letters) = by_fact.get_mut(&lsn) else { return 0 };
         let Letters { parts, open: numbers } = letters;
         let mut closed = 0;
@@ -172,13 +174,14 @@ impl Pipeline {
             }
             closed += 1;
         }
-        if added == 0 || self.dead.open + added as u64 <= limits::DEAD_LETTERS_OPEN_MAX + closed {
+        let DeadLetters { open, staged, .. } = self.dead;
+        if added == 0 || open + staged + added as u64 <= limits::DEAD_LETTERS_OPEN_MAX + closed {
             return Ok(());
         }
         let expected = format!(
-            "at most {} that are open in '{name}', and {} are: replay some or discard them (fencepost dead-letters)",
-            limits::DEAD_LETTERS_OPEN_MAX,
-            self.dead.open
+            "at most {} that are open or staged in '{name}', and {open} are open and {staged} staged: replay some or discard \
+             them (fencepost dead-letters)",
+            limits::DEAD_LETTERS_OPEN_MAX
         );
         Err(Refusal::field(Reason::TooLarge, "dead_letters", added, &expected))
     }

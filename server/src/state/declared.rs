@@ -48,9 +48,13 @@ impl Pipeline {
                 shown_fingerprint(head)
             )
         };
+        let successor_of = match head {
+            [] => String::new(),
+            head => format!(" with --successor-of {}", shown_fingerprint(head)),
+        };
         let message = format!(
             "branch '{branch}' of '{name}' takes declared schemas only, and {what}: declare it if it is meant (fencepost \
-             schema declare, with --successor-of the head's)"
+             schema declare{successor_of})"
         );
         Err(Refusal::new(Reason::SchemaMismatch, message)
             .with("branch", branch)

@@ -126,8 +126,8 @@ impl State {
             }
             return Ok(MergeVerdict::Already(*lsn, branch.clone(), *sequence));
         }
-        let committed = self.judge_moves(commit, now_ms)?;
-        Ok(MergeVerdict::Apply(Box::new(Committed { merge: Some(merge), ..committed })))
+        let committed = self.judge_moves(commit, Some(merge), now_ms)?;
+        Ok(MergeVerdict::Apply(Box::new(committed)))
     }
 }
 

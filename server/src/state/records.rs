@@ -369,6 +369,8 @@ impl StateLoader {
         pipeline.leases = branches.iter().filter(|(_, branch)| branch.lease().is_some()).count() as u64;
         self.leases += pipeline.leases;
         self.branch_count += branches.len() as u64;
+        let staged = branches.iter().filter_map(|(_, branch)| branch.staged());
+        pipeline.dead.staged = staged.map(|staged| u64::from(staged.dead_letters)).sum();
         pipeline.branches = BTreeMap::from_iter(branches);
     }
 }

@@ -12,6 +12,7 @@ use fencepost::v1::{Checkpoint, DiscardStagedRequest, StageRequest, StagedCheckp
 use fencepost::{Lsn, Reason, Token};
 
 use super::commit::{check_not_after, check_sequence};
+use super::dead::DeadLetters;
 use super::{Branch, Digest, State};
 use crate::error::Refusal;
 
@@ -117,8 +118,9 @@ impl Branch {
         self.past.as_deref()?.staged.as_deref()
     }
 
-    pub(super) fn take_staged(&mut self) -> Option<Staged> {
-        self.staged()?;
+    /// Ends what is staged, and gives the room back that its dead letters have.
+    pub(super) fn take_staged(&mut self, dead: &mut DeadLetters) -> Option<Staged> {
+        dead.staged -= u64::from(self.staged()?.dead_letters);
         let mut taken = None;
         self.change_past(|past| taken = past.staged.take());
         taken.map(|staged| *staged)
@@ -149,7 +151,7 @@ impl State {
             return Err(reused(name, staged));
         }
         self.check_token(pipeline, name, Token::from_u64(request.token))?;
-        self.check_pending(pipeline, name, "")?;
+        check_pending(self.branch(pipeline, name), pipeline, name, "")?;
         check_sequence(self.pipeline(pipeline), pipeline, name, request.sequence)?;
         check_not_after(request.not_after_ms, now_ms)?;
         if let Some(fault) = payload_fault {
@@ -192,37 +194,9 @@ impl State {
         })
     }
 
-    /// Checks that a commit of the branch is of what it has staged, or that it has nothing staged. `stage_id` is what the
-    /// commit refers to; empty: it brings a checkpoint of its own.
-    pub(super) fn check_pending(&self, pipeline: &str, name: &str, stage_id: &str) -> Result<(), Refusal> {
-        if stage_id.is_empty() {
-            let staged = self.branch(pipeline, name).and_then(Branch::staged);
-            return staged.map_or(Ok(()), |staged| Err(pending(pipeline, name, staged)));
-        }
-        let staged = self.staged_as(pipeline, name, stage_id)?;
-        if staged.arrival.is_some() { Err(pending(pipeline, name, staged)) } else { Ok(()) }
-    }
-
     /// What the branch has staged under this id.
     pub(super) fn staged_as(&self, pipeline: &str, name: &str, stage_id: &str) -> Result<&Staged, Refusal> {
-        let branch = self.branch(pipeline, name);
-        match branch.and_then(Branch::staged) {
-            Some(staged) if *staged.stage_id == *stage_id => Ok(staged),
-            Some(other) => Err(pending(pipeline, name, other)),
-            None => {
-                let head = branch.map(|branch| branch.head).unwrap_or_default();
-                let message = format!(
-                    "branch '{name}' of '{pipeline}' has nothing staged as '{stage_id}': it was never staged, or it was \
-                     committed or discarded since; the head is at sequence {}, read it to see which",
-                    head.sequence
-                );
-                Err(Refusal::new(Reason::StateMissing, message)
-                    .with("branch", name)
-                    .with("stage_id", stage_id)
-                    .with("actual_head", head.sequence)
-                    .with("actual_head_lsn", head.lsn.as_u64()))
-            }
-        }
+        staged_in(self.branch(pipeline, name), pipeline, name, stage_id)
     }
 
     /// Checks that what calls itself late is late for a barrier that has closed. `field` is what the refusal calls it.
@@ -251,7 +225,7 @@ impl State {
         is_whole: bool,
     ) -> Result<(), String> {
         let staged = Staged::from_fact(lsn, at_ms, fact)?;
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, dead) = self.branch_mut(&fact.pipeline, &fact.branch);
         if is_whole {
             if branch.lease().is_none_or(|grant| grant.token != staged.token) {
                 return Err(format!("it stages under token {}, which is not current", staged.token));
@@ -264,14 +238,16 @@ impl State {
                 return Err(format!("it stages on branch '{}', which has something staged", fact.branch));
             }
         }
+        branch.take_staged(dead);
+        dead.staged += u64::from(staged.dead_letters);
         branch.change_past(|past| past.staged = Some(Box::new(staged)));
         Ok(())
     }
 
     pub(super) fn apply_staged_discarded(&mut self, fact: &StagedDiscarded, is_whole: bool) -> Result<(), String> {
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, dead) = self.branch_mut(&fact.pipeline, &fact.branch);
         if branch.staged().is_some_and(|staged| staged.lsn.as_u64() == fact.staged_lsn) {
-            branch.take_staged();
+            branch.take_staged(dead);
             return Ok(());
         }
         if is_whole { Err(format!("it discards '{}', which is not staged", fact.stage_id)) } else { Ok(()) }
@@ -287,7 +263,7 @@ impl State {
         let known = self.pipeline(&fact.pipeline).and_then(|pipeline| pipeline.barriers.open(&barrier.name));
         let is_awaited =
             known.is_some_and(|known| known.opened.as_u64() == barrier.opened_lsn && known.awaits(&fact.branch));
-        let branch = self.branch_mut(&fact.pipeline, &fact.branch);
+        let (branch, _) = self.branch_mut(&fact.pipeline, &fact.branch);
         let is_staged = branch.staged().is_some_and(|staged| staged.lsn.as_u64() == fact.staged_lsn);
         if is_awaited && is_staged {
             let arrival = Arrival { barrier: barrier.name.as_str().into(), lsn };
@@ -298,6 +274,47 @@ impl State {
             return Err(format!("branch '{}' arrives at '{}', which does not await it", fact.branch, barrier.name));
         }
         Ok(())
+    }
+}
+
+/// Checks that a commit of the branch is of what it has staged, or that it has nothing staged. `stage_id` is what the commit
+/// refers to; empty: it brings a checkpoint of its own.
+pub(super) fn check_pending(
+    branch: Option<&Branch>,
+    pipeline: &str,
+    name: &str,
+    stage_id: &str,
+) -> Result<(), Refusal> {
+    if stage_id.is_empty() {
+        let staged = branch.and_then(Branch::staged);
+        return staged.map_or(Ok(()), |staged| Err(pending(pipeline, name, staged)));
+    }
+    let staged = staged_in(branch, pipeline, name, stage_id)?;
+    if staged.arrival.is_some() { Err(pending(pipeline, name, staged)) } else { Ok(()) }
+}
+
+fn staged_in<'a>(
+    branch: Option<&'a Branch>,
+    pipeline: &str,
+    name: &str,
+    stage_id: &str,
+) -> Result<&'a Staged, Refusal> {
+    match branch.and_then(Branch::staged) {
+        Some(staged) if *staged.stage_id == *stage_id => Ok(staged),
+        Some(other) => Err(pending(pipeline, name, other)),
+        None => {
+            let head = branch.map(|branch| branch.head).unwrap_or_default();
+            let message = format!(
+                "branch '{name}' of '{pipeline}' has nothing staged as '{stage_id}': it was never staged, or it was \
+                 committed or discarded since; the head is at sequence {}, read it to see which",
+                head.sequence
+            );
+            Err(Refusal::new(Reason::StateMissing, message)
+                .with("branch", name)
+                .with("stage_id", stage_id)
+                .with("actual_head", head.sequence)
+                .with("actual_head_lsn", head.lsn.as_u64()))
+        }
     }
 }
 

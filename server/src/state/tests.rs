@@ -3,6 +3,7 @@
 mod declared;
 mod history;
 mod import;
+mod staged;
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Staged checkpoints, barriers and merges among all else that happens.
 
 use fencepost::v1::{
-    AbortBarrierRequest, ArriveRequest, DiscardStagedRequest, Merge, MergeInput, OpenBarrierRequest, StageRequest,
+    AbortBarrierRequest, ArriveRequest, DeadLetter, DiscardStagedRequest, Merge, MergeInput, OpenBarrierRequest,
+    StageRequest,
 };
 
 use super::*;
@@ -129,6 +130,7 @@ impl History {
         let stage_id = format!("stage-{}", self.store.facts.len());
         let sequence = self.head(&pipeline, &name) + 1;
         let state = Bytes::from(format!("{name} {sequence} {stage_id}"));
+        let letter = |number| DeadLetter { payload: format!("{stage_id} {number}").into(), ..DeadLetter::default() };
         let request = StageRequest {
             pipeline: pipeline.clone(),
             branch: name.clone(),
@@ -136,6 +138,7 @@ impl History {
             sequence,
             stage_id: stage_id.clone(),
             checkpoint: Some(Checkpoint { state, ..Checkpoint::default() }),
+            dead_letters: (0..sequence % 3).map(letter).collect(),
             ..StageRequest::default()
         };
         let stage = Stage { digest: digest(&stage_id), request, payload_fault: None };
