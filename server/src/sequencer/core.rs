@@ -89,11 +89,6 @@ impl Core {
         self.view.state.overdue_barrier(self.clock.wall_ms()).is_some()
     }
 
-    /// Whether there was room for what was decided last.
-    pub(super) fn has_space(&self) -> bool {
-        self.no_space.is_none()
-    }
-
     /// Whether the batch has to be written before more is decided.
     pub(super) fn is_full(&self, bytes_max: usize) -> bool {
         self.batch.entry.len_bytes() >= bytes_max || self.batch.entry.fact_count() >= BATCH_FACTS_MAX
@@ -130,7 +125,6 @@ impl Core {
             }
             Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
             Work::Decide { decide, .. } => decide(Some(self)),
-            Work::Overdue => self.give_up_overdue(),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }
@@ -366,12 +360,11 @@ impl Core {
         self.answer(reply, result);
     }
 
-    /// Time may do this, because an abort moves no head.
-    fn give_up_overdue(&mut self) {
-        let overdue = self.view.state.evaluate_overdue(self.clock.wall_ms());
-        if let Some(aborted) = overdue.filter(|_| self.has_space()) {
-            self.record(Kind::BarrierAborted(aborted));
-        }
+    /// Gives up the barrier whose deadline passed first. Time may do this, because an abort moves no head. `false`: nothing
+    /// was done, because there was no need or no room.
+    pub(super) fn give_up_overdue(&mut self) -> bool {
+        let overdue = self.view.state.evaluate_overdue(self.clock.wall_ms()).filter(|_| self.no_space.is_none());
+        overdue.map(|aborted| self.record(Kind::BarrierAborted(aborted))).is_some()
     }
 
     /// A rewind, and a fence of a pipeline, end leases, so those who wait for the branches have waited enough.

@@ -179,8 +179,6 @@ enum Work {
         bytes: usize,
         decide: DecideWork,
     },
-    /// Give up the barrier whose deadline passed first.
-    Overdue,
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -196,7 +194,6 @@ impl Work {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
             Work::Decide { bytes, .. } => bytes + GRANT_BYTES_MAX,
-            Work::Overdue => BARRIER_BYTES_MAX,
             Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }

@@ -484,6 +484,11 @@ impl Deciding {
     }
 
     fn arrive(&mut self, barrier: &str, branch: &str, token: Token) -> bool {
+        self.try_arrive(barrier, branch, token).unwrap()
+    }
+
+    /// Whether the barrier is complete with this arrival.
+    fn try_arrive(&mut self, barrier: &str, branch: &str, token: Token) -> Result<bool, Refusal> {
         let request = ArriveRequest {
             pipeline: PIPELINE.to_owned(),
             barrier: barrier.to_owned(),
@@ -493,17 +498,17 @@ impl Deciding {
             cluster: None,
         };
         let mut is_complete = false;
-        let arrived = self.decide(Some(token), |state, now_ms| {
+        self.decide(Some(token), |state, now_ms| {
             let fact = match state.evaluate_arrive(&request, now_ms)? {
-                ArriveVerdict::Arrived(arrived) => Kind::BarrierArrived(arrived),
-                ArriveVerdict::Completed(committed) => Kind::Committed(committed),
-                verdict => panic!("{verdict:?}"),
+                ArriveVerdict::Arrived(arrived) => Some(Kind::BarrierArrived(arrived)),
+                ArriveVerdict::Completed(committed) => Some(Kind::Committed(committed)),
+                ArriveVerdict::Repeat => None,
+                verdict @ ArriveVerdict::Late(..) => panic!("{verdict:?}"),
             };
-            is_complete = matches!(fact, Kind::Committed(_));
-            Ok(Decision { fact: Some(fact), answer: () })
-        });
-        arrived.unwrap();
-        is_complete
+            is_complete = matches!(fact, Some(Kind::Committed(_)));
+            Ok(Decision { fact, answer: () })
+        })?;
+        Ok(is_complete)
     }
 }
 
@@ -557,13 +562,32 @@ fn a_deadline_is_looked_for_as_long_as_there_is_one_and_gives_the_barrier_up() {
     assert!(deciding.core.is_overdue());
     let full = Refusal::new(Reason::NoSpace, "the disk is full");
     deciding.core.set_no_space(Some(full));
-    deciding.core.decide(Work::Overdue);
-    assert!(deciding.core.is_overdue() && !changes.has_changed().unwrap(), "it cannot be said on a full disk");
+    assert!(!deciding.core.give_up_overdue(), "it cannot be said on a full disk");
+    assert!(deciding.core.is_overdue() && !changes.has_changed().unwrap());
     deciding.core.set_no_space(None);
-    deciding.core.decide(Work::Overdue);
+    assert!(deciding.core.give_up_overdue());
     assert!(!deciding.core.is_overdue() && !deciding.core.needs_ticks());
     assert!(changes.has_changed().unwrap(), "those who wait at it are woken");
     changes.borrow_and_update();
     drop(deciding.ask_for("ewr", "a", Duration::ZERO));
     assert!(!changes.has_changed().unwrap(), "where no barrier is open nobody is woken");
+}
+
+#[test]
+fn who_arrives_after_the_deadline_is_late_although_a_full_disk_kept_the_abort_out_of_the_log() {
+    let mut deciding = Deciding::new();
+    let [ewr, jfk] = ["ewr", "jfk"].map(|branch| granted(&mut deciding.ask_for(branch, "a", Duration::ZERO)).token);
+    let request = open_barrier("day-1", &["ewr", "jfk"], Duration::from_secs(5));
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    deciding.stage("ewr", ewr);
+    deciding.stage("jfk", jfk);
+    assert!(!deciding.arrive("day-1", "ewr", ewr));
+    deciding.clock.advance(Duration::from_secs(5));
+    deciding.core.set_no_space(Some(Refusal::new(Reason::NoSpace, "the disk is full")));
+    assert!(!deciding.core.give_up_overdue());
+    // There is room for what is smaller than an abort, or again.
+    deciding.core.set_no_space(None);
+    let late = deciding.try_arrive("day-1", "jfk", jfk).unwrap_err();
+    assert_eq!((late.reason, late.detail("barrier")), (Reason::BarrierAborted, Some("day-1")));
+    assert!(!deciding.arrive("day-1", "ewr", ewr), "a repeat says how it stands");
 }

@@ -39,6 +39,10 @@ impl OpenBarrier {
     pub fn awaits(&self, branch: &str) -> bool {
         self.participants.binary_search_by(|participant| (**participant).cmp(branch)).is_ok()
     }
+
+    fn is_overdue(&self, now_ms: u64) -> bool {
+        (1..=now_ms).contains(&self.deadline_ms)
+    }
 }
 
 /// A barrier that does not wait any more.
