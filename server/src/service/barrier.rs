@@ -1,5 +1,6 @@
 //! Barriers and merges: where the branches of a pipeline meet.
 
+use std::convert::identity;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,9 +59,9 @@ impl BarrierService for Service {
             .await
             .map_err(status)?;
         let (barrier, seen) = match decided.answer {
-            None => look(&self.0, None, &pipeline, &name).await?,
+            None => outcome(&self.0, &pipeline, &name).await?,
             Some(closed) => {
-                let known = read_closed(&self.0.log, &pipeline, &name, closed).await?;
+                let known = read_closed(&self.0.log, &pipeline, &name, closed, untold).await?;
                 let participants = known.participants.iter().map(|participant| &participant.branch);
                 if !known.participants.is_empty() && !participants.eq(&wanted) {
                     let participants = known.participants.iter().map(|participant| participant.branch.as_str());
@@ -91,7 +92,7 @@ impl BarrierService for Service {
             .await
             .map_err(status)?;
         let (barrier, seen) = match decided.answer {
-            None => look(&self.0, None, &request.pipeline, &request.barrier).await?,
+            None => outcome(&self.0, &request.pipeline, &request.barrier).await?,
             Some((closed, refusal)) => {
                 let log = Arc::clone(log);
                 let barrier = facts::blocking(move || unless_late(&log, &request, closed, refusal)).await?;
@@ -109,7 +110,7 @@ impl BarrierService for Service {
         check_barrier(&request.pipeline, "name", &request.name)?;
         let changes = self.0.sequencer.barriers();
         // A name that nobody knows is refused at once.
-        let first = look(&self.0, request.cluster.clone(), &request.pipeline, &request.name).await?;
+        let first = look(&self.0, request.cluster.clone(), &request.pipeline, &request.name, identity).await?;
         let (messages, stream) = mpsc::channel(1);
         tokio::spawn(Waiter { backend: self.0.clone(), request, changes, messages }.run(first));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -134,7 +135,7 @@ impl BarrierService for Service {
             })
             .await
             .map_err(status)?;
-        let (barrier, seen) = look(&self.0, None, &pipeline, &name).await?;
+        let (barrier, seen) = outcome(&self.0, &pipeline, &name).await?;
         Ok(Response::new(AbortBarrierResponse { header: Some(sequencer.header(seen)), barrier: Some(barrier) }))
     }
 
@@ -212,7 +213,7 @@ impl Waiter {
                 () = tokio::time::sleep(HEARTBEAT) => true,
             };
             let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
-            let now = match look(&self.backend, None, pipeline, name).await {
+            let now = match look(&self.backend, None, pipeline, name, identity).await {
                 Ok((now, newest)) => {
                     seen = newest;
                     now
@@ -232,12 +233,23 @@ enum Found {
     Closed(String, ClosedBarrier),
 }
 
-/// The barrier as it is now.
+/// A failure to say what became of a decision. The decision stands all the same.
+fn untold(refusal: Refusal) -> Refusal {
+    refusal.with("applied", "unknown")
+}
+
+/// The barrier as a decision left it.
+async fn outcome(backend: &Backend, pipeline: &str, name: &str) -> Result<(Barrier, Lsn), Status> {
+    look(backend, None, pipeline, name, untold).await
+}
+
+/// The barrier as it is now. `failed` makes of a failure what the caller is told.
 async fn look(
     backend: &Backend,
     cluster: Option<ClusterRef>,
     pipeline: &str,
     name: &str,
+    failed: fn(Refusal) -> Refusal,
 ) -> Result<(Barrier, Lsn), Status> {
     let (of, wanted) = (pipeline.to_owned(), name.to_owned());
     let found = backend.sequencer.read(move |view| {
@@ -248,15 +260,23 @@ async fn look(
             KnownBarrier::Closed(closed) => Found::Closed(wanted, closed),
         })
     });
-    match found.await.map_err(status)? {
+    match found.await.map_err(|refusal| status(failed(refusal)))? {
         (Found::Open(barrier), seen) => Ok((barrier, seen)),
-        (Found::Closed(name, closed), seen) => Ok((read_closed(&backend.log, pipeline, &name, closed).await?, seen)),
+        (Found::Closed(name, closed), seen) => {
+            Ok((read_closed(&backend.log, pipeline, &name, closed, failed).await?, seen))
+        }
     }
 }
 
-async fn read_closed(log: &Arc<Log>, pipeline: &str, name: &str, closed: ClosedBarrier) -> Result<Barrier, Status> {
+async fn read_closed(
+    log: &Arc<Log>,
+    pipeline: &str,
+    name: &str,
+    closed: ClosedBarrier,
+    failed: fn(Refusal) -> Refusal,
+) -> Result<Barrier, Status> {
     let (log, of, name) = (Arc::clone(log), pipeline.to_owned(), name.to_owned());
-    facts::blocking(move || self::closed(&log, &of, &name, closed)).await
+    facts::blocking(move || self::closed(&log, &of, &name, closed).map_err(failed)).await
 }
 
 /// What is known of a closed barrier without its facts.
@@ -327,12 +347,14 @@ pub(super) fn missing(aborted: &BarrierAborted) -> String {
 /// was missing where that was so.
 fn unless_late(log: &Log, request: &ArriveRequest, at: ClosedBarrier, refusal: Refusal) -> Result<Barrier, Refusal> {
     let ArriveRequest { pipeline, barrier, branch, stage_id, .. } = request;
-    match facts::read(log, at.lsn)?.kind {
+    match facts::read(log, at.lsn).map_err(untold)?.kind {
         Some(Kind::Committed(committed)) => {
             let moved = committed.branches.iter().find(|moved| moved.branch == *branch && moved.staged_lsn != 0);
-            let staged = moved.map(|moved| facts::find(log, Lsn::from_u64(moved.staged_lsn))).transpose()?.flatten();
-            match staged.and_then(|fact| fact.kind) {
-                Some(Kind::Staged(staged)) if staged.stage_id == *stage_id => closed(log, pipeline, barrier, at),
+            let staged = moved.map(|moved| facts::find(log, Lsn::from_u64(moved.staged_lsn))).transpose();
+            match staged.map_err(untold)?.flatten().and_then(|fact| fact.kind) {
+                Some(Kind::Staged(staged)) if staged.stage_id == *stage_id => {
+                    closed(log, pipeline, barrier, at).map_err(untold)
+                }
                 _ => Err(refusal),
             }
         }
