@@ -8,13 +8,14 @@ use fencepost::v1::audit_record::Action;
 use fencepost::v1::barrier::State;
 use fencepost::v1::resolve_commit_response::Outcome as Resolved;
 use fencepost::v1::{
-    AbortBarrierRequest, ArriveRequest, AwaitBarrierRequest, AwaitBarrierResponse, Barrier, Checkpoint,
-    FenceGroupRequest, ListAuditRequest, ListBarriersRequest, ListBarriersResponse, OpenBarrierRequest,
+    AbortBarrierRequest, ArriveRequest, AwaitBarrierRequest, AwaitBarrierResponse, Barrier, Checkpoint, CommitRequest,
+    FenceGroupRequest, ListAuditRequest, ListBarriersRequest, ListBarriersResponse, MergeRequest, OpenBarrierRequest,
     ResolveCommitRequest,
 };
 use tonic::{Status, Streaming};
 
 use crate::limits::{bad_names, bad_pipelines};
+use crate::merge::{merge, try_merge};
 use crate::staged::{discard, listed, successor, try_discard};
 use crate::support::{
     ORDERS, PATIENCE, Store, checkpoint, commit, commit_staged, lease, refusal, refused_field, rewind, stage,
@@ -482,6 +483,44 @@ async fn whoever_awaits_hears_a_heartbeat_when_nothing_happens() {
         assert_eq!(heartbeat.barrier.unwrap(), opened);
         assert!(begun.elapsed() >= Duration::from_secs(5 * beat));
     }
+}
+
+#[tokio::test]
+async fn whoever_awaits_hears_a_heartbeat_however_often_other_barriers_change() {
+    let store = Store::open().await;
+    let opened = try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    let mut stream = follow(&store, "day-1").await;
+    assert_eq!(next(&mut stream, None).await.unwrap(), opened);
+    let others = async {
+        for number in 0.. {
+            let name = format!("b-{number}");
+            try_open(&store, open(&name, &["jfk"])).await.unwrap();
+            try_abort(&store, abort(&name)).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = others => unreachable!("there is always another one"),
+        heartbeat = tokio::time::timeout(PATIENCE, stream.message()) => {
+            let heartbeat = heartbeat.expect("a heartbeat comes").unwrap().unwrap();
+            assert_eq!(heartbeat.barrier.unwrap(), opened);
+        }
+    }
+}
+
+#[tokio::test]
+async fn ids_of_barriers_are_no_ids_for_other_commits() {
+    let store = Store::open().await;
+    let ewr = store.take("ewr").await;
+    let opened = try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    let commit_id = format!("barrier:{}", fencepost::Lsn::from_u64(opened.opened_lsn));
+    let taken = CommitRequest { commit_id: commit_id.clone(), ..commit("ewr", ewr, 1) };
+    refused_field(&store.commit(taken).await.unwrap_err(), Reason::InvalidName, "commit_id");
+    let merge = MergeRequest { commit_id: commit_id.clone(), ..merge(ewr, 1, &[("jfk", 1)]) };
+    refused_field(&try_merge(&store, merge).await.unwrap_err(), Reason::InvalidName, "commit_id");
+    let whole = stage_and_arrive(&store, "day-1", "ewr", ewr).await;
+    let request = ResolveCommitRequest { pipeline: ORDERS.to_owned(), commit_id, ..ResolveCommitRequest::default() };
+    let resolved = store.commits().resolve_commit(request).await.unwrap().into_inner();
+    assert_eq!((resolved.outcome(), resolved.lsn), (Resolved::Applied, whole.closed_lsn));
 }
 
 #[tokio::test]

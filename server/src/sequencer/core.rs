@@ -10,7 +10,7 @@ use fencepost::{LogIndex, Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
-use super::barriers::may_change;
+use super::barriers::{BarrierChanges, may_change};
 use super::health::Health;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
@@ -35,8 +35,7 @@ pub(super) struct Core {
     waiters_due: Monotonic,
     clock: Clock,
     counters: Arc<Counters>,
-    /// Bumped whenever a barrier may have changed.
-    barriers: watch::Sender<u64>,
+    barriers: watch::Sender<BarrierChanges>,
     /// The newest entry that was begun.
     last_index: LogIndex,
     batch: Batch,
@@ -66,7 +65,7 @@ impl Core {
             waiters_due: clock.now(),
             clock,
             counters,
-            barriers: watch::Sender::new(0),
+            barriers: watch::Sender::default(),
             last_index,
             batch: Batch::new(last_index.next()),
             no_space: None,
@@ -80,7 +79,7 @@ impl Core {
     }
 
     /// Changes whenever a barrier may have changed.
-    pub(super) fn barriers(&self) -> watch::Receiver<u64> {
+    pub(super) fn barriers(&self) -> watch::Receiver<BarrierChanges> {
         self.barriers.subscribe()
     }
 
@@ -338,7 +337,8 @@ impl Core {
         Ok(Released { seen: self.seen() })
     }
 
-    /// Decides something rare, and answers. If a fact comes of it the holder, if there is one, is there.
+    /// Decides something rare, and answers. Unless it is refused the holder, if there is one, is there: a repeat is a sign of
+    /// life, too.
     pub(super) fn decide_rare<T: Send + 'static>(
         &mut self,
         holder: Option<Token>,
@@ -354,8 +354,8 @@ impl Core {
             }
             Ok(Decided { answer, lsn, seen: self.seen() })
         });
-        if let (Some(holder), Ok(Decided { lsn: Some(_), .. })) = (holder, &result) {
-            self.view.leases.hear(holder);
+        if let (Some(holder), Ok(_)) = (holder, &result) {
+            self.view.leases.hear_present(holder);
         }
         self.answer(reply, result);
     }
@@ -394,8 +394,8 @@ impl Core {
         let fact = Fact { at_ms: self.clock.wall_ms(), kind: Some(kind) };
         let ordinal = u16::try_from(self.batch.entry.fact_count()).expect("a full batch is closed before it overflows");
         let lsn = Lsn::new(self.last_index.next(), ordinal);
-        if may_change(&self.view.state, &fact) {
-            self.barriers.send_modify(|changes| *changes += 1);
+        if let Some(pipeline) = fact.pipeline().filter(|_| may_change(&self.view.state, &fact)) {
+            self.barriers.send_modify(|changes| changes.note(pipeline, lsn));
         }
         self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
         self.view.index.feed(lsn, &fact);
@@ -419,7 +419,7 @@ impl Core {
         self.no_space.clone().map_or(Ok(()), Err)
     }
 
-    fn seen(&self) -> Lsn {
+    pub(super) fn seen(&self) -> Lsn {
         self.view.state.applied()
     }
 }

@@ -35,6 +35,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+pub use barriers::BarrierChanges;
 pub use granted::{Granted, Readable, Resumed, Unread};
 pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
@@ -215,7 +216,7 @@ struct Shared {
     counters: Arc<Counters>,
     clock: Clock,
     failed: watch::Receiver<Option<Refusal>>,
-    barriers: watch::Receiver<u64>,
+    barriers: watch::Receiver<BarrierChanges>,
 }
 
 /// The sequencer's thread. Dropping it does not stop it; [`SequencerThread::stop`] does.
@@ -285,7 +286,7 @@ impl Sequencer {
     }
 
     /// Changes whenever a barrier may have changed: what it is then, a read tells.
-    pub fn barriers(&self) -> watch::Receiver<u64> {
+    pub fn barriers(&self) -> watch::Receiver<BarrierChanges> {
         self.shared.barriers.clone()
     }
 
@@ -367,7 +368,7 @@ impl Sequencer {
         self.decide_as(None, bytes, decide)
     }
 
-    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard.
+    /// The same for the holder of a branch. Unless it is refused, the holder of that token is heard, if it holds a lease.
     pub fn decide_as<T, D>(
         &self,
         holder: Option<Token>,

@@ -16,6 +16,7 @@ use fencepost::v1::{
 use fencepost::{Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -23,7 +24,7 @@ use super::status::status;
 use super::{Backend, facts, merge, shape};
 use crate::error::Refusal;
 use crate::log::Log;
-use crate::sequencer::{BARRIER_BYTES_MAX, Decision, View};
+use crate::sequencer::{BARRIER_BYTES_MAX, BarrierChanges, Decision, View};
 use crate::state::{
     AbortVerdict, ArriveVerdict, ClosedBarrier, KnownBarrier, OpenVerdict, check_asked_by, check_id, check_name,
     check_pipeline, named, other_participants,
@@ -109,10 +110,11 @@ impl BarrierService for Service {
         let request = request.into_inner();
         check_barrier(&request.pipeline, "name", &request.name)?;
         let changes = self.0.sequencer.barriers();
+        let change = changes.borrow().of(&request.pipeline);
         // A name that nobody knows is refused at once.
         let first = look(&self.0, request.cluster.clone(), &request.pipeline, &request.name, identity).await?;
         let (messages, stream) = mpsc::channel(1);
-        tokio::spawn(Waiter { backend: self.0.clone(), request, changes, messages }.run(first));
+        tokio::spawn(Waiter { backend: self.0.clone(), request, changes, change, messages }.run(first));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -185,7 +187,9 @@ impl BarrierService for Service {
 struct Waiter {
     backend: Backend,
     request: AwaitBarrierRequest,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<BarrierChanges>,
+    /// The last change of a barrier of the pipeline before the state was looked at.
+    change: Lsn,
     messages: mpsc::Sender<Result<AwaitBarrierResponse, Status>>,
 }
 
@@ -194,6 +198,7 @@ impl Waiter {
         let mut stopping = self.backend.stopping.clone();
         let (mut barrier, mut seen) = first;
         let mut is_news = true;
+        let mut heartbeat = Instant::now();
         loop {
             if is_news {
                 let header = Some(self.backend.sequencer.header(seen));
@@ -201,18 +206,24 @@ impl Waiter {
                 if self.messages.send(Ok(message)).await.is_err() || barrier.state() != Standing::Open {
                     return;
                 }
+                heartbeat = Instant::now() + HEARTBEAT;
             }
+            let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
+            let (changes, last) = (&mut self.changes, self.change);
+            let changed = async { changes.wait_for(|it| it.of(pipeline) != last).await.map(|it| it.of(pipeline)) };
             is_news = tokio::select! {
                 biased;
                 _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
                 () = self.messages.closed() => return,
-                changed = self.changes.changed() => match changed {
-                    Ok(()) => false,
+                changed = changed => match changed {
+                    Ok(change) => {
+                        self.change = change;
+                        false
+                    }
                     Err(_) => return,
                 },
-                () = tokio::time::sleep(HEARTBEAT) => true,
+                () = tokio::time::sleep_until(heartbeat) => true,
             };
-            let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
             let now = match look(&self.backend, None, pipeline, name, identity).await {
                 Ok((now, newest)) => {
                     seen = newest;

@@ -21,6 +21,9 @@ pub use judge::{AbortVerdict, ArriveVerdict, OpenVerdict, named, other_participa
 /// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
 pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 2 } else { 1_000 };
 
+/// How ids of the commits of barriers begin. Nobody else's do.
+pub const BARRIER_ID_PREFIX: &str = "barrier:";
+
 /// A barrier that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenBarrier {

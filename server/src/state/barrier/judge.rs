@@ -7,7 +7,7 @@ use fencepost::log::v1::{
 use fencepost::v1::{AbortBarrierRequest, ArriveRequest, OpenBarrierRequest};
 use fencepost::{Reason, Token};
 
-use super::{ClosedBarrier, KnownBarrier, OpenBarrier};
+use super::{BARRIER_ID_PREFIX, ClosedBarrier, KnownBarrier, OpenBarrier};
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::commit::next_number;
@@ -164,7 +164,7 @@ impl State {
 impl Pipeline {
     /// The commit of all participants, by what they have staged.
     fn completed(&self, of: &str, open: &OpenBarrier, barrier: BarrierRef, now_ms: u64) -> Result<Committed, Refusal> {
-        let commit_id = format!("barrier:{}", open.opened);
+        let commit_id = format!("{BARRIER_ID_PREFIX}{}", open.opened);
         let moved = |name: &str| {
             let branch = self.branches.get(name);
             let there = branch.and_then(|branch| Some((branch, branch.staged()?, branch.last_grant()?)));
