@@ -28,6 +28,9 @@ use crate::state::{
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
 
+/// Open barriers that a grant tells of.
+const BARRIERS_TOLD_MAX: usize = 100;
+
 pub(super) struct Core {
     view: View,
     waiters: Waiters,
@@ -299,7 +302,8 @@ impl Core {
         let pipeline = self.view.state.pipeline(of);
         let awaited = pipeline
             .into_iter()
-            .flat_map(|it| it.barriers_of(name).map(|(name, open)| it.told_barrier(of, name, open)));
+            .flat_map(|it| it.barriers_of(name).map(|(name, open)| open.outline(of, name)))
+            .take(BARRIERS_TOLD_MAX);
         Resumed::Granted(Box::new(Granted {
             token,
             ttl: grant.map(Grant::ttl).unwrap_or_default(),

@@ -33,8 +33,11 @@ use crate::state::{
 /// Who waits at a barrier and heard nothing for this long hears a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How many pipelines and barriers are looked at in one read: commits wait meanwhile.
-const LOOKED_AT_MAX: usize = 2_000;
+/// How many pipelines, barriers and participants are looked at in one read: commits wait meanwhile.
+const LOOKED_AT_MAX: usize = 10_000;
+
+/// Participants that end a page: their names and holders make the most of it.
+const PARTICIPANTS_MAX: usize = 10_000;
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -151,19 +154,18 @@ impl BarrierService for Service {
         if !request.pipeline.is_empty() {
             check_pipeline("pipeline", &request.pipeline).map_err(status)?;
         }
-        let (mut found, mut next_page_token) = (Vec::new(), request.page_token.clone());
-        let seen = loop {
-            let (request, after, wanted) = (request.clone(), next_page_token, page_size - found.len());
-            let part = sequencer.read(move |view| some_barriers(view, &request, &after, wanted));
-            let ((some, next), seen) = part.await.map_err(status)?;
-            found.extend(some);
-            next_page_token = next;
-            if found.len() == page_size || next_page_token.is_empty() {
-                break seen;
+        let mut after = request.page_token.clone();
+        let (found, next, seen) = loop {
+            let request = request.clone();
+            let part = sequencer.read(move |view| some_barriers(view, &request, &after, page_size));
+            let ((found, next), seen) = part.await.map_err(status)?;
+            if !found.is_empty() || next.is_empty() {
+                break (found, next, seen);
             }
+            after = next;
         };
         let (log, of) = (Arc::clone(log), request.pipeline);
-        let barriers = facts::blocking(move || {
+        let (barriers, next_page_token) = facts::blocking(move || {
             let row = |found| match found {
                 Found::Open(barrier) => Some(barrier),
                 Found::Closed(name, closed) => facts::row(self::closed(&log, &of, &name, closed), |unreadable| {
@@ -171,7 +173,17 @@ impl BarrierService for Service {
                     Barrier { reason, ..outline(&of, &name, closed) }
                 }),
             };
-            Ok(found.into_iter().filter_map(row).collect())
+            let (mut barriers, mut participants, mut last) = (Vec::new(), 0, String::new());
+            for found in found {
+                if participants >= PARTICIPANTS_MAX {
+                    return Ok((barriers, last));
+                }
+                last = found.place();
+                let barrier = row(found);
+                participants += barrier.as_ref().map_or(0, |barrier| barrier.participants.len());
+                barriers.extend(barrier);
+            }
+            Ok((barriers, next))
         })
         .await?;
         let header = Some(sequencer.header(seen));
@@ -242,6 +254,16 @@ impl Waiter {
 enum Found {
     Open(Barrier),
     Closed(String, ClosedBarrier),
+}
+
+impl Found {
+    /// Where a list goes on after it.
+    fn place(&self) -> String {
+        match self {
+            Found::Open(barrier) => format!("{} {}", barrier.pipeline, barrier.name),
+            Found::Closed(_, closed) => closed.lsn.as_u64().to_string(),
+        }
+    }
 }
 
 /// A failure to say what became of a decision. The decision stands all the same.
@@ -405,9 +427,11 @@ fn some_barriers(
             std::iter::once((of, pipeline, after, None))
                 .chain(open.map(move |(name, it)| (of, pipeline, name, Some(it))))
         });
-        for (looked_at, (of, pipeline, name, open)) in looks.enumerate() {
+        let mut looked_at = 0;
+        for (of, pipeline, name, open) in looks {
+            looked_at += 1 + open.map_or(0, |open| open.participants.len());
             found.extend(open.map(|open| Found::Open(pipeline.told_barrier(of, name, open))));
-            if found.len() == wanted || looked_at == LOOKED_AT_MAX {
+            if found.len() == wanted || looked_at >= LOOKED_AT_MAX {
                 return Ok((found, format!("{of} {name}")));
             }
         }
