@@ -92,8 +92,8 @@ impl Worker {
         self.predecessor.as_ref()
     }
 
-    /// The barriers that the branch takes part in and that were open at the resume. It has arrived at none of them: an arrival
-    /// ends with its worker.
+    /// The barriers that the branch takes part in and that were open at the resume, by name, at most 100, without their
+    /// participants. It has arrived at none of them: an arrival ends with its worker.
     pub fn open_barriers(&self) -> &[v1::Barrier] {
         &self.open_barriers
     }

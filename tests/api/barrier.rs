@@ -8,13 +8,14 @@ use fencepost::v1::audit_record::Action;
 use fencepost::v1::barrier::State;
 use fencepost::v1::resolve_commit_response::Outcome as Resolved;
 use fencepost::v1::{
-    AbortBarrierRequest, ArriveRequest, AwaitBarrierRequest, AwaitBarrierResponse, Barrier, Checkpoint,
-    FenceGroupRequest, ListAuditRequest, ListBarriersRequest, ListBarriersResponse, OpenBarrierRequest,
+    AbortBarrierRequest, ArriveRequest, AwaitBarrierRequest, AwaitBarrierResponse, Barrier, Checkpoint, CommitRequest,
+    FenceGroupRequest, ListAuditRequest, ListBarriersRequest, ListBarriersResponse, MergeRequest, OpenBarrierRequest,
     ResolveCommitRequest,
 };
 use tonic::{Status, Streaming};
 
 use crate::limits::{bad_names, bad_pipelines};
+use crate::merge::{merge, try_merge};
 use crate::staged::{discard, listed, successor, try_discard};
 use crate::support::{
     ORDERS, PATIENCE, Store, checkpoint, commit, commit_staged, lease, refusal, refused_field, rewind, stage,
@@ -201,7 +202,11 @@ async fn a_replaced_participant_arrives_again() {
     let staged = resumed.staged.unwrap();
     assert_eq!((staged.stage_id.as_str(), staged.barrier.as_str()), ("day-1-jfk", ""));
     assert_eq!(resumed.barriers.len(), 1);
-    assert_eq!(arrived(&resumed.barriers[0]), [("ewr", false), ("jfk", false)], "an arrival ends with its worker");
+    assert_eq!(
+        arrived(&look(&store, "day-1").await),
+        [("ewr", false), ("jfk", false)],
+        "an arrival ends with its worker"
+    );
     let half = stage_and_arrive(&store, "day-1", "ewr", ewr).await;
     assert_eq!(half.state(), State::Open, "the arrival of who was replaced does not count");
     let missing = &half.participants[1];
@@ -502,6 +507,44 @@ async fn whoever_awaits_hears_a_heartbeat_when_nothing_happens() {
 }
 
 #[tokio::test]
+async fn whoever_awaits_hears_a_heartbeat_however_often_other_barriers_change() {
+    let store = Store::open().await;
+    let opened = try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    let mut stream = follow(&store, "day-1").await;
+    assert_eq!(next(&mut stream, None).await.unwrap(), opened);
+    let others = async {
+        for number in 0.. {
+            let name = format!("b-{number}");
+            try_open(&store, open(&name, &["jfk"])).await.unwrap();
+            try_abort(&store, abort(&name)).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = others => unreachable!("there is always another one"),
+        heartbeat = tokio::time::timeout(PATIENCE, stream.message()) => {
+            let heartbeat = heartbeat.expect("a heartbeat comes").unwrap().unwrap();
+            assert_eq!(heartbeat.barrier.unwrap(), opened);
+        }
+    }
+}
+
+#[tokio::test]
+async fn ids_of_barriers_are_no_ids_for_other_commits() {
+    let store = Store::open().await;
+    let ewr = store.take("ewr").await;
+    let opened = try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    let commit_id = format!("barrier:{}", fencepost::Lsn::from_u64(opened.opened_lsn));
+    let taken = CommitRequest { commit_id: commit_id.clone(), ..commit("ewr", ewr, 1) };
+    refused_field(&store.commit(taken).await.unwrap_err(), Reason::InvalidName, "commit_id");
+    let merge = MergeRequest { commit_id: commit_id.clone(), ..merge(ewr, 1, &[("jfk", 1)]) };
+    refused_field(&try_merge(&store, merge).await.unwrap_err(), Reason::InvalidName, "commit_id");
+    let whole = stage_and_arrive(&store, "day-1", "ewr", ewr).await;
+    let request = ResolveCommitRequest { pipeline: ORDERS.to_owned(), commit_id, ..ResolveCommitRequest::default() };
+    let resolved = store.commits().resolve_commit(request).await.unwrap().into_inner();
+    assert_eq!((resolved.outcome(), resolved.lsn), (Resolved::Applied, whole.closed_lsn));
+}
+
+#[tokio::test]
 async fn a_server_that_stops_ends_the_waiting() {
     let store = Store::open().await;
     try_open(&store, open("day-1", &["ewr"])).await.unwrap();
@@ -736,4 +779,54 @@ async fn many_deadlines_at_once_are_all_kept() {
         }
     };
     tokio::time::timeout(PATIENCE, all_closed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_resume_tells_of_at_most_a_hundred_barriers_and_not_who_takes_part() {
+    let store = Store::open().await;
+    open_many(&store, 0..101, &["ewr", "jfk"], 3_600_000).await;
+    let told = store.resume(crate::support::resume("ewr")).await.unwrap().barriers;
+    let mut names: Vec<String> = (0..101).map(|number| format!("b-{number}")).collect();
+    names.sort();
+    assert_eq!(told.iter().map(|it| it.name.clone()).collect::<Vec<_>>(), names[..100], "the first by name");
+    let whole = look(&store, &names[0]).await;
+    assert_eq!(told[0], Barrier { participants: Vec::new(), ..whole });
+}
+
+/// Names of the barriers of [`ORDERS`], page by page.
+async fn pages(store: &Store) -> Vec<Vec<String>> {
+    let (mut pages, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListBarriersRequest {
+            pipeline: ORDERS.to_owned(),
+            page_size: 1_000,
+            page_token,
+            ..ListBarriersRequest::default()
+        };
+        let page = list(store, request).await;
+        pages.push(page.barriers.into_iter().map(|it| it.name).collect());
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return pages;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_barriers_has_a_bounded_number_of_participants_and_none_is_left_out() {
+    let store = Store::open().await;
+    let participants: Vec<String> = (0..128).map(|number| format!("branch-{number}")).collect();
+    let participants: Vec<&str> = participants.iter().map(String::as_str).collect();
+    open_many(&store, 0..100, &participants, 0).await;
+    let mut names: Vec<String> = (0..100).map(|number| format!("b-{number}")).collect();
+    names.sort();
+    let open = pages(&store).await;
+    assert_eq!(open.concat(), names);
+    assert!(open.iter().all(|page| page.len() * 128 < 10_000 + 128), "{open:?}");
+    for name in names.iter().rev() {
+        try_abort(&store, abort(name)).await.unwrap();
+    }
+    let closed = pages(&store).await;
+    assert_eq!(closed.concat(), names, "the newest first");
+    assert!(closed.iter().all(|page| page.len() * 128 < 10_000 + 128), "{closed:?}");
 }

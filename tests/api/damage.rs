@@ -6,6 +6,7 @@ use fencepost::v1::{
 };
 use tonic_types::StatusExt as _;
 
+use crate::barrier::{abort, arrive, open, stage_and_arrive, try_abort, try_arrive, try_open};
 use crate::support::{ORDERS, Store, commit, name, refusal, resume_as, rewind, rewind_to};
 
 /// A store with small segments.
@@ -117,4 +118,25 @@ async fn a_list_shows_what_can_be_read_and_says_of_the_rest_that_it_cannot() {
     assert_eq!((found, is.lsn), (left, was.lsn));
     assert!(is.unreadable.contains("at offset"), "{}", is.unreadable);
     assert_eq!(audit("elsewhere").await, [elsewhere, vec![is]].concat(), "it may be of that branch");
+}
+
+#[tokio::test]
+async fn what_was_done_at_a_barrier_is_not_denied_because_it_cannot_be_read() {
+    let store = Store::open().await;
+    let ewr = store.take("ewr").await;
+    let opened = try_open(&store, open("day-1", &["ewr"])).await.unwrap();
+    stage_and_arrive(&store, "day-1", "ewr", ewr).await;
+    store.damage(&format!("barrier:{}", fencepost::Lsn::from_u64(opened.opened_lsn)));
+    try_open(&store, open("day-2", &["ewr"])).await.unwrap();
+    try_abort(&store, abort("day-2")).await.unwrap();
+    store.damage("lga is closed");
+    let failed = [
+        try_arrive(&store, arrive("day-1", "ewr", ewr, "day-1-ewr")).await,
+        try_open(&store, open("day-1", &["ewr"])).await,
+        try_abort(&store, abort("day-2")).await,
+    ];
+    for status in failed.map(Result::unwrap_err) {
+        let details = status.get_details_error_info().unwrap();
+        assert_eq!((&*details.reason, &*details.metadata["applied"]), ("CORRUPT", "unknown"), "{status:?}");
+    }
 }

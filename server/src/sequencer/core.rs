@@ -10,7 +10,7 @@ use fencepost::{LogIndex, Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
-use super::barriers::may_change;
+use super::barriers::{BarrierChanges, may_change};
 use super::health::Health;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
@@ -28,6 +28,9 @@ use crate::state::{
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
 
+/// Open barriers that a grant tells of.
+const BARRIERS_TOLD_MAX: usize = 100;
+
 pub(super) struct Core {
     view: View,
     waiters: Waiters,
@@ -35,8 +38,7 @@ pub(super) struct Core {
     waiters_due: Monotonic,
     clock: Clock,
     counters: Arc<Counters>,
-    /// Bumped whenever a barrier may have changed.
-    barriers: watch::Sender<u64>,
+    barriers: watch::Sender<BarrierChanges>,
     /// The newest entry that was begun.
     last_index: LogIndex,
     batch: Batch,
@@ -66,7 +68,7 @@ impl Core {
             waiters_due: clock.now(),
             clock,
             counters,
-            barriers: watch::Sender::new(0),
+            barriers: watch::Sender::default(),
             last_index,
             batch: Batch::new(last_index.next()),
             no_space: None,
@@ -80,18 +82,13 @@ impl Core {
     }
 
     /// Changes whenever a barrier may have changed.
-    pub(super) fn barriers(&self) -> watch::Receiver<u64> {
+    pub(super) fn barriers(&self) -> watch::Receiver<BarrierChanges> {
         self.barriers.subscribe()
     }
 
     /// Whether a barrier has to be given up because its deadline has passed.
     pub(super) fn is_overdue(&self) -> bool {
         self.view.state.overdue_barrier(self.clock.wall_ms()).is_some()
-    }
-
-    /// Whether there was room for what was decided last.
-    pub(super) fn has_space(&self) -> bool {
-        self.no_space.is_none()
     }
 
     /// Whether the batch has to be written before more is decided.
@@ -130,7 +127,6 @@ impl Core {
             }
             Work::Forget(index, forgotten) => drop(forgotten.send(self.view.index.forget_through(index))),
             Work::Decide { decide, .. } => decide(Some(self)),
-            Work::Overdue => self.give_up_overdue(),
             Work::Hurry => self.hurry(),
             Work::Nudge | Work::Stop => {}
         }
@@ -306,7 +302,8 @@ impl Core {
         let pipeline = self.view.state.pipeline(of);
         let awaited = pipeline
             .into_iter()
-            .flat_map(|it| it.barriers_of(name).map(|(name, open)| it.told_barrier(of, name, open)));
+            .flat_map(|it| it.barriers_of(name).map(|(name, open)| open.outline(of, name)))
+            .take(BARRIERS_TOLD_MAX);
         Resumed::Granted(Box::new(Granted {
             token,
             ttl: grant.map(Grant::ttl).unwrap_or_default(),
@@ -344,7 +341,8 @@ impl Core {
         Ok(Released { seen: self.seen() })
     }
 
-    /// Decides something rare, and answers. If a fact comes of it the holder, if there is one, is there.
+    /// Decides something rare, and answers. Unless it is refused the holder, if there is one, is there: a repeat is a sign of
+    /// life, too.
     pub(super) fn decide_rare<T: Send + 'static>(
         &mut self,
         holder: Option<Token>,
@@ -360,18 +358,17 @@ impl Core {
             }
             Ok(Decided { answer, lsn, seen: self.seen() })
         });
-        if let (Some(holder), Ok(Decided { lsn: Some(_), .. })) = (holder, &result) {
-            self.view.leases.hear(holder);
+        if let (Some(holder), Ok(_)) = (holder, &result) {
+            self.view.leases.hear_present(holder);
         }
         self.answer(reply, result);
     }
 
-    /// Time may do this, because an abort moves no head.
-    fn give_up_overdue(&mut self) {
-        let overdue = self.view.state.evaluate_overdue(self.clock.wall_ms());
-        if let Some(aborted) = overdue.filter(|_| self.has_space()) {
-            self.record(Kind::BarrierAborted(aborted));
-        }
+    /// Gives up the barrier whose deadline passed first. Time may do this, because an abort moves no head. `false`: nothing
+    /// was done, because there was no need or no room.
+    pub(super) fn give_up_overdue(&mut self) -> bool {
+        let overdue = self.view.state.evaluate_overdue(self.clock.wall_ms()).filter(|_| self.no_space.is_none());
+        overdue.map(|aborted| self.record(Kind::BarrierAborted(aborted))).is_some()
     }
 
     /// A rewind, and a fence of a pipeline, end leases, so those who wait for the branches have waited enough.
@@ -401,8 +398,8 @@ impl Core {
         let fact = Fact { at_ms: self.clock.wall_ms(), kind: Some(kind) };
         let ordinal = u16::try_from(self.batch.entry.fact_count()).expect("a full batch is closed before it overflows");
         let lsn = Lsn::new(self.last_index.next(), ordinal);
-        if may_change(&self.view.state, &fact) {
-            self.barriers.send_modify(|changes| *changes += 1);
+        if let Some(pipeline) = fact.pipeline().filter(|_| may_change(&self.view.state, &fact)) {
+            self.barriers.send_modify(|changes| changes.note(pipeline, lsn));
         }
         self.view.state.apply(lsn, &fact).expect("a fact that was just judged on this state fits it");
         self.view.index.feed(lsn, &fact);
@@ -426,7 +423,7 @@ impl Core {
         self.no_space.clone().map_or(Ok(()), Err)
     }
 
-    fn seen(&self) -> Lsn {
+    pub(super) fn seen(&self) -> Lsn {
         self.view.state.applied()
     }
 }

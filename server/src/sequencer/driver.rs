@@ -49,8 +49,8 @@ impl Driver {
             }
             // What comes too late must not find the barrier still open.
             while self.core.is_overdue() {
-                self.decide(Work::Overdue, BARRIER_BYTES_MAX);
-                if !self.core.has_space() {
+                self.make_room(BARRIER_BYTES_MAX, Room::Ordinary);
+                if !self.core.give_up_overdue() {
                     break;
                 }
             }
@@ -91,17 +91,22 @@ impl Driver {
     /// Decides one request, with room for `bytes` in the entry and in the log made sure of before.
     fn decide(&mut self, work: Work, bytes: usize) {
         if bytes > 0 {
-            let is_full = self.core.is_full(self.config.batch_bytes_max);
-            if is_full || self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES > self.config.entry_bytes_max {
-                self.outbox.wait_below(ENTRIES_IN_FLIGHT_MAX);
-                self.hand_over();
-            }
             // A full disk is no reason to sit on a branch that nobody works on.
             let room = if matches!(work, Work::Release { .. }) { Room::Essential } else { Room::Ordinary };
-            let reserved = self.log.reserve(self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES, room);
-            self.core.set_no_space(reserved.err().map(|error| no_room(&error)));
+            self.make_room(bytes, room);
         }
         self.core.decide(work);
+    }
+
+    /// Makes sure of room for `bytes` in the entry and in the log, or tells the core that there is none.
+    fn make_room(&mut self, bytes: usize, room: Room) {
+        let is_full = self.core.is_full(self.config.batch_bytes_max);
+        if is_full || self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES > self.config.entry_bytes_max {
+            self.outbox.wait_below(ENTRIES_IN_FLIGHT_MAX);
+            self.hand_over();
+        }
+        let reserved = self.log.reserve(self.core.batch_bytes() + bytes + ENTRY_EXTRA_BYTES, room);
+        self.core.set_no_space(reserved.err().map(|error| no_room(&error)));
     }
 
     /// Gives the batch to the log if the log can take it, and answers that rest on no new fact to the outbox.
@@ -145,7 +150,7 @@ pub(super) fn refuse(work: Work) {
         Work::KeepAlive { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Release { reply, .. } => drop(reply.send(Err(shutting_down()))),
         Work::Decide { decide, .. } => decide(None),
-        Work::Read(_) | Work::Forget(..) | Work::Overdue | Work::Nudge | Work::Hurry | Work::Stop => {}
+        Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => {}
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Granted {
     pub head: Option<Head>,
     /// What is staged on it.
     pub staged: Option<Staged>,
-    /// Open barriers that wait for the branch.
+    /// The first open barriers that wait for the branch, without their participants.
     pub barriers: Vec<Barrier>,
     /// Where the grant is in the log. It says who had the branch before.
     pub lsn: Lsn,

@@ -57,6 +57,13 @@ impl LeaseClock {
         self.heard.insert(token, self.now);
     }
 
+    /// The holder is there, if this lease is in force.
+    pub(super) fn hear_present(&mut self, token: Token) {
+        if let Some(heard) = self.heard.get_mut(&token) {
+            *heard = self.now;
+        }
+    }
+
     /// The lease is over.
     pub(super) fn forget(&mut self, token: Token) {
         self.heard.remove(&token);

@@ -35,6 +35,7 @@ use fencepost::{LogIndex, Lsn, Token};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+pub use barriers::BarrierChanges;
 pub use granted::{Granted, Readable, Resumed, Unread};
 pub use reply::{CommitDone, CommitReply, Permit, Session, SessionAnswer};
 
@@ -179,8 +180,6 @@ enum Work {
         bytes: usize,
         decide: DecideWork,
     },
-    /// Give up the barrier whose deadline passed first.
-    Overdue,
     /// There is a keepalive in the other queue.
     Nudge,
     /// Refuse those who wait for leases, and let nobody wait any more.
@@ -196,7 +195,6 @@ impl Work {
             Work::Commits(submissions) => submissions.iter().map(Submission::bytes).sum(),
             Work::Resume { .. } | Work::Release { .. } => GRANT_BYTES_MAX,
             Work::Decide { bytes, .. } => bytes + GRANT_BYTES_MAX,
-            Work::Overdue => BARRIER_BYTES_MAX,
             Work::KeepAlive { .. } | Work::Read(_) | Work::Forget(..) | Work::Nudge | Work::Hurry | Work::Stop => 0,
         }
     }
@@ -218,7 +216,7 @@ struct Shared {
     counters: Arc<Counters>,
     clock: Clock,
     failed: watch::Receiver<Option<Refusal>>,
-    barriers: watch::Receiver<u64>,
+    barriers: watch::Receiver<BarrierChanges>,
 }
 
 /// The sequencer's thread. Dropping it does not stop it; [`SequencerThread::stop`] does.
@@ -288,7 +286,7 @@ impl Sequencer {
     }
 
     /// Changes whenever a barrier may have changed: what it is then, a read tells.
-    pub fn barriers(&self) -> watch::Receiver<u64> {
+    pub fn barriers(&self) -> watch::Receiver<BarrierChanges> {
         self.shared.barriers.clone()
     }
 
@@ -370,7 +368,7 @@ impl Sequencer {
         self.decide_as(None, bytes, decide)
     }
 
-    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard.
+    /// The same for the holder of a branch. Unless it is refused, the holder of that token is heard, if it holds a lease.
     pub fn decide_as<T, D>(
         &self,
         holder: Option<Token>,

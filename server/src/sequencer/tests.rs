@@ -478,12 +478,17 @@ impl Deciding {
         let stage = Stage { request, digest: Digest::default(), payload_fault: None };
         let staged = self.decide(Some(token), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
             StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(*staged)), answer: () }),
-            StageVerdict::AlreadyStaged(_) => panic!("nothing is staged"),
+            StageVerdict::AlreadyStaged(_) => Ok(Decision { fact: None, answer: () }),
         });
         staged.unwrap();
     }
 
     fn arrive(&mut self, barrier: &str, branch: &str, token: Token) -> bool {
+        self.try_arrive(barrier, branch, token).unwrap()
+    }
+
+    /// Whether the barrier is complete with this arrival.
+    fn try_arrive(&mut self, barrier: &str, branch: &str, token: Token) -> Result<bool, Refusal> {
         let request = ArriveRequest {
             pipeline: PIPELINE.to_owned(),
             barrier: barrier.to_owned(),
@@ -493,17 +498,17 @@ impl Deciding {
             cluster: None,
         };
         let mut is_complete = false;
-        let arrived = self.decide(Some(token), |state, now_ms| {
+        self.decide(Some(token), |state, now_ms| {
             let fact = match state.evaluate_arrive(&request, now_ms)? {
-                ArriveVerdict::Arrived(arrived) => Kind::BarrierArrived(arrived),
-                ArriveVerdict::Completed(committed) => Kind::Committed(committed),
-                verdict => panic!("{verdict:?}"),
+                ArriveVerdict::Arrived(arrived) => Some(Kind::BarrierArrived(arrived)),
+                ArriveVerdict::Completed(committed) => Some(Kind::Committed(committed)),
+                ArriveVerdict::Repeat => None,
+                verdict @ ArriveVerdict::Late(..) => panic!("{verdict:?}"),
             };
-            is_complete = matches!(fact, Kind::Committed(_));
-            Ok(Decision { fact: Some(fact), answer: () })
-        });
-        arrived.unwrap();
-        is_complete
+            is_complete = matches!(fact, Some(Kind::Committed(_)));
+            Ok(Decision { fact, answer: () })
+        })?;
+        Ok(is_complete)
     }
 }
 
@@ -557,13 +562,78 @@ fn a_deadline_is_looked_for_as_long_as_there_is_one_and_gives_the_barrier_up() {
     assert!(deciding.core.is_overdue());
     let full = Refusal::new(Reason::NoSpace, "the disk is full");
     deciding.core.set_no_space(Some(full));
-    deciding.core.decide(Work::Overdue);
-    assert!(deciding.core.is_overdue() && !changes.has_changed().unwrap(), "it cannot be said on a full disk");
+    assert!(!deciding.core.give_up_overdue(), "it cannot be said on a full disk");
+    assert!(deciding.core.is_overdue() && !changes.has_changed().unwrap());
     deciding.core.set_no_space(None);
-    deciding.core.decide(Work::Overdue);
+    assert!(deciding.core.give_up_overdue());
     assert!(!deciding.core.is_overdue() && !deciding.core.needs_ticks());
     assert!(changes.has_changed().unwrap(), "those who wait at it are woken");
     changes.borrow_and_update();
     drop(deciding.ask_for("ewr", "a", Duration::ZERO));
     assert!(!changes.has_changed().unwrap(), "where no barrier is open nobody is woken");
+}
+
+#[test]
+fn who_arrives_after_the_deadline_is_late_although_a_full_disk_kept_the_abort_out_of_the_log() {
+    let mut deciding = Deciding::new();
+    let [ewr, jfk] = ["ewr", "jfk"].map(|branch| granted(&mut deciding.ask_for(branch, "a", Duration::ZERO)).token);
+    let request = open_barrier("day-1", &["ewr", "jfk"], Duration::from_secs(5));
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    deciding.stage("ewr", ewr);
+    deciding.stage("jfk", jfk);
+    assert!(!deciding.arrive("day-1", "ewr", ewr));
+    deciding.clock.advance(Duration::from_secs(5));
+    deciding.core.set_no_space(Some(Refusal::new(Reason::NoSpace, "the disk is full")));
+    assert!(!deciding.core.give_up_overdue());
+    // There is room for what is smaller than an abort, or again.
+    deciding.core.set_no_space(None);
+    let late = deciding.try_arrive("day-1", "jfk", jfk).unwrap_err();
+    assert_eq!((late.reason, late.detail("barrier")), (Reason::BarrierAborted, Some("day-1")));
+    assert!(!deciding.arrive("day-1", "ewr", ewr), "a repeat says how it stands");
+}
+
+#[test]
+fn a_repeated_stage_or_arrival_of_the_holder_is_a_sign_of_life() {
+    let mut deciding = Deciding::new();
+    let [ewr, jfk] = ["ewr", "jfk"].map(|branch| granted(&mut deciding.ask_for(branch, "a", Duration::ZERO)).token);
+    let mut waits = deciding.ask_for("ewr", "b", TTL * 10);
+    let request = open_barrier("day-1", &["ewr", "jfk"], Duration::ZERO);
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    let nearly = TTL - Duration::from_secs(1);
+    deciding.stage("ewr", ewr);
+    deciding.pass(nearly);
+    deciding.stage("ewr", ewr);
+    deciding.pass(nearly);
+    deciding.arrive("day-1", "ewr", ewr);
+    deciding.pass(nearly);
+    deciding.arrive("day-1", "ewr", ewr);
+    deciding.pass(nearly);
+    assert!(waits.try_recv().is_err());
+    // Who is heard after its branch was given back is not waited for.
+    for (branch, token) in [("ewr", ewr), ("jfk", jfk)] {
+        let (reply, _released) = oneshot::channel();
+        deciding.core.decide(Work::Release { cluster: None, lease: lease(branch, token), reply });
+        deciding.settle();
+    }
+    let next = granted(&mut waits).token;
+    deciding.decide(Some(ewr), |_, _| Ok(Decision { fact: None, answer: () })).unwrap();
+    let (reply, _released) = oneshot::channel();
+    deciding.core.decide(Work::Release { cluster: None, lease: lease("ewr", next), reply });
+    deciding.settle();
+    assert!(!deciding.core.needs_ticks(), "nobody holds anything");
+}
+
+#[test]
+fn whoever_waits_at_a_barrier_is_not_woken_for_those_of_another_pipeline() {
+    let mut deciding = Deciding::new();
+    let changes = deciding.core.barriers();
+    let request = open_barrier("day-1", &["ewr"], Duration::ZERO);
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &request)).unwrap();
+    let first = changes.borrow().of(PIPELINE);
+    assert_eq!((first, changes.borrow().of("prod/elsewhere")), (deciding.core.seen(), Lsn::ZERO));
+    let elsewhere = OpenBarrierRequest { pipeline: "prod/elsewhere".to_owned(), ..request.clone() };
+    deciding.decide(None, |state, now_ms| opened(state, now_ms, &elsewhere)).unwrap();
+    assert_eq!((changes.borrow().of(PIPELINE), changes.borrow().of("prod/elsewhere")), (first, deciding.core.seen()));
+    drop(deciding.ask_for("ewr", "a", Duration::ZERO));
+    assert_eq!(changes.borrow().of(PIPELINE), deciding.core.seen(), "a worker that may be waited for");
 }

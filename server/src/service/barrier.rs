@@ -1,5 +1,6 @@
 //! Barriers and merges: where the branches of a pipeline meet.
 
+use std::convert::identity;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use fencepost::v1::{
 use fencepost::{Lsn, Reason, Token};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -22,7 +24,7 @@ use super::status::status;
 use super::{Backend, facts, merge, shape};
 use crate::error::Refusal;
 use crate::log::Log;
-use crate::sequencer::{BARRIER_BYTES_MAX, Decision, View};
+use crate::sequencer::{BARRIER_BYTES_MAX, BarrierChanges, Decision, View};
 use crate::state::{
     AbortVerdict, ArriveVerdict, ClosedBarrier, KnownBarrier, OpenVerdict, check_asked_by, check_id, check_name,
     check_pipeline, named, other_participants,
@@ -31,8 +33,11 @@ use crate::state::{
 /// Who waits at a barrier and heard nothing for this long hears a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How many pipelines and barriers are looked at in one read: commits wait meanwhile.
-const LOOKED_AT_MAX: usize = 2_000;
+/// How many pipelines, barriers and participants are looked at in one read: commits wait meanwhile.
+const LOOKED_AT_MAX: usize = 10_000;
+
+/// Participants that end a page: their names and holders make the most of it.
+const PARTICIPANTS_MAX: usize = 10_000;
 
 pub(super) struct Service(pub(super) Backend);
 
@@ -58,9 +63,9 @@ impl BarrierService for Service {
             .await
             .map_err(status)?;
         let (barrier, seen) = match decided.answer {
-            None => look(&self.0, None, &pipeline, &name).await?,
+            None => outcome(&self.0, &pipeline, &name).await?,
             Some(closed) => {
-                let known = read_closed(&self.0.log, &pipeline, &name, closed).await?;
+                let known = read_closed(&self.0.log, &pipeline, &name, closed, untold).await?;
                 let participants = known.participants.iter().map(|participant| &participant.branch);
                 if !known.participants.is_empty() && !participants.eq(&wanted) {
                     let participants = known.participants.iter().map(|participant| participant.branch.as_str());
@@ -91,7 +96,7 @@ impl BarrierService for Service {
             .await
             .map_err(status)?;
         let (barrier, seen) = match decided.answer {
-            None => look(&self.0, None, &request.pipeline, &request.barrier).await?,
+            None => outcome(&self.0, &request.pipeline, &request.barrier).await?,
             Some((closed, refusal)) => {
                 let log = Arc::clone(log);
                 let barrier = facts::blocking(move || unless_late(&log, &request, closed, refusal)).await?;
@@ -108,10 +113,11 @@ impl BarrierService for Service {
         let request = request.into_inner();
         check_barrier(&request.pipeline, "name", &request.name)?;
         let changes = self.0.sequencer.barriers();
+        let change = changes.borrow().of(&request.pipeline);
         // A name that nobody knows is refused at once.
-        let first = look(&self.0, request.cluster.clone(), &request.pipeline, &request.name).await?;
+        let first = look(&self.0, request.cluster.clone(), &request.pipeline, &request.name, identity).await?;
         let (messages, stream) = mpsc::channel(1);
-        tokio::spawn(Waiter { backend: self.0.clone(), request, changes, messages }.run(first));
+        tokio::spawn(Waiter { backend: self.0.clone(), request, changes, change, messages }.run(first));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -134,7 +140,7 @@ impl BarrierService for Service {
             })
             .await
             .map_err(status)?;
-        let (barrier, seen) = look(&self.0, None, &pipeline, &name).await?;
+        let (barrier, seen) = outcome(&self.0, &pipeline, &name).await?;
         Ok(Response::new(AbortBarrierResponse { header: Some(sequencer.header(seen)), barrier: Some(barrier) }))
     }
 
@@ -151,19 +157,18 @@ impl BarrierService for Service {
         if !is_place(&request) {
             return Err(status(shape::bad_page(&request.page_token)));
         }
-        let (mut found, mut next_page_token) = (Vec::new(), request.page_token.clone());
-        let seen = loop {
-            let (request, after, wanted) = (request.clone(), next_page_token, page_size - found.len());
-            let part = sequencer.read(move |view| some_barriers(view, &request, &after, wanted));
-            let ((some, next), seen) = part.await.map_err(status)?;
-            found.extend(some);
-            next_page_token = next;
-            if found.len() == page_size || next_page_token.is_empty() {
-                break seen;
+        let mut after = request.page_token.clone();
+        let (found, next, seen) = loop {
+            let request = request.clone();
+            let part = sequencer.read(move |view| some_barriers(view, &request, &after, page_size));
+            let ((found, next), seen) = part.await.map_err(status)?;
+            if !found.is_empty() || next.is_empty() {
+                break (found, next, seen);
             }
+            after = next;
         };
         let (log, of) = (Arc::clone(log), request.pipeline);
-        let barriers = facts::blocking(move || {
+        let (barriers, next_page_token) = facts::blocking(move || {
             let row = |found| match found {
                 Found::Open(barrier) => Some(barrier),
                 Found::Closed(name, closed) => facts::row(self::closed(&log, &of, &name, closed), |unreadable| {
@@ -171,7 +176,17 @@ impl BarrierService for Service {
                     Barrier { reason, ..outline(&of, &name, closed) }
                 }),
             };
-            Ok(found.into_iter().filter_map(row).collect())
+            let (mut barriers, mut participants, mut last) = (Vec::new(), 0, String::new());
+            for found in found {
+                if participants >= PARTICIPANTS_MAX {
+                    return Ok((barriers, last));
+                }
+                last = found.place();
+                let barrier = row(found);
+                participants += barrier.as_ref().map_or(0, |barrier| barrier.participants.len());
+                barriers.extend(barrier);
+            }
+            Ok((barriers, next))
         })
         .await?;
         let header = Some(sequencer.header(seen));
@@ -187,7 +202,9 @@ impl BarrierService for Service {
 struct Waiter {
     backend: Backend,
     request: AwaitBarrierRequest,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<BarrierChanges>,
+    /// The last change of a barrier of the pipeline before the state was looked at.
+    change: Lsn,
     messages: mpsc::Sender<Result<AwaitBarrierResponse, Status>>,
 }
 
@@ -196,6 +213,7 @@ impl Waiter {
         let mut stopping = self.backend.stopping.clone();
         let (mut barrier, mut seen) = first;
         let mut is_news = true;
+        let mut heartbeat = Instant::now();
         loop {
             if is_news {
                 let header = Some(self.backend.sequencer.header(seen));
@@ -203,19 +221,25 @@ impl Waiter {
                 if self.messages.send(Ok(message)).await.is_err() || barrier.state() != Standing::Open {
                     return;
                 }
+                heartbeat = Instant::now() + HEARTBEAT;
             }
+            let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
+            let (changes, last) = (&mut self.changes, self.change);
+            let changed = async { changes.wait_for(|it| it.of(pipeline) != last).await.map(|it| it.of(pipeline)) };
             is_news = tokio::select! {
                 biased;
                 _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
                 () = self.messages.closed() => return,
-                changed = self.changes.changed() => match changed {
-                    Ok(()) => false,
+                changed = changed => match changed {
+                    Ok(change) => {
+                        self.change = change;
+                        false
+                    }
                     Err(_) => return,
                 },
-                () = tokio::time::sleep(HEARTBEAT) => true,
+                () = tokio::time::sleep_until(heartbeat) => true,
             };
-            let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
-            let now = match look(&self.backend, None, pipeline, name).await {
+            let now = match look(&self.backend, None, pipeline, name, identity).await {
                 Ok((now, newest)) => {
                     seen = newest;
                     now
@@ -235,12 +259,33 @@ enum Found {
     Closed(String, ClosedBarrier),
 }
 
-/// The barrier as it is now.
+impl Found {
+    /// Where a list goes on after it.
+    fn place(&self) -> String {
+        match self {
+            Found::Open(barrier) => format!("{} {}", barrier.pipeline, barrier.name),
+            Found::Closed(_, closed) => closed.lsn.as_u64().to_string(),
+        }
+    }
+}
+
+/// A failure to say what became of a decision. The decision stands all the same.
+fn untold(refusal: Refusal) -> Refusal {
+    refusal.with("applied", "unknown")
+}
+
+/// The barrier as a decision left it.
+async fn outcome(backend: &Backend, pipeline: &str, name: &str) -> Result<(Barrier, Lsn), Status> {
+    look(backend, None, pipeline, name, untold).await
+}
+
+/// The barrier as it is now. `failed` makes of a failure what the caller is told.
 async fn look(
     backend: &Backend,
     cluster: Option<ClusterRef>,
     pipeline: &str,
     name: &str,
+    failed: fn(Refusal) -> Refusal,
 ) -> Result<(Barrier, Lsn), Status> {
     let (of, wanted) = (pipeline.to_owned(), name.to_owned());
     let found = backend.sequencer.read(move |view| {
@@ -251,15 +296,23 @@ async fn look(
             KnownBarrier::Closed(closed) => Found::Closed(wanted, closed),
         })
     });
-    match found.await.map_err(status)? {
+    match found.await.map_err(|refusal| status(failed(refusal)))? {
         (Found::Open(barrier), seen) => Ok((barrier, seen)),
-        (Found::Closed(name, closed), seen) => Ok((read_closed(&backend.log, pipeline, &name, closed).await?, seen)),
+        (Found::Closed(name, closed), seen) => {
+            Ok((read_closed(&backend.log, pipeline, &name, closed, failed).await?, seen))
+        }
     }
 }
 
-async fn read_closed(log: &Arc<Log>, pipeline: &str, name: &str, closed: ClosedBarrier) -> Result<Barrier, Status> {
+async fn read_closed(
+    log: &Arc<Log>,
+    pipeline: &str,
+    name: &str,
+    closed: ClosedBarrier,
+    failed: fn(Refusal) -> Refusal,
+) -> Result<Barrier, Status> {
     let (log, of, name) = (Arc::clone(log), pipeline.to_owned(), name.to_owned());
-    facts::blocking(move || self::closed(&log, &of, &name, closed)).await
+    facts::blocking(move || self::closed(&log, &of, &name, closed).map_err(failed)).await
 }
 
 /// What is known of a closed barrier without its facts.
@@ -330,12 +383,14 @@ pub(super) fn missing(aborted: &BarrierAborted) -> String {
 /// was missing where that was so.
 fn unless_late(log: &Log, request: &ArriveRequest, at: ClosedBarrier, refusal: Refusal) -> Result<Barrier, Refusal> {
     let ArriveRequest { pipeline, barrier, branch, stage_id, .. } = request;
-    match facts::read(log, at.lsn)?.kind {
+    match facts::read(log, at.lsn).map_err(untold)?.kind {
         Some(Kind::Committed(committed)) => {
             let moved = committed.branches.iter().find(|moved| moved.branch == *branch && moved.staged_lsn != 0);
-            let staged = moved.map(|moved| facts::find(log, Lsn::from_u64(moved.staged_lsn))).transpose()?.flatten();
-            match staged.and_then(|fact| fact.kind) {
-                Some(Kind::Staged(staged)) if staged.stage_id == *stage_id => closed(log, pipeline, barrier, at),
+            let staged = moved.map(|moved| facts::find(log, Lsn::from_u64(moved.staged_lsn))).transpose();
+            match staged.map_err(untold)?.flatten().and_then(|fact| fact.kind) {
+                Some(Kind::Staged(staged)) if staged.stage_id == *stage_id => {
+                    closed(log, pipeline, barrier, at).map_err(untold)
+                }
                 _ => Err(refusal),
             }
         }
@@ -375,9 +430,11 @@ fn some_barriers(
             std::iter::once((of, pipeline, after, None))
                 .chain(open.map(move |(name, it)| (of, pipeline, name, Some(it))))
         });
-        for (looked_at, (of, pipeline, name, open)) in looks.enumerate() {
+        let mut looked_at = 0;
+        for (of, pipeline, name, open) in looks {
+            looked_at += 1 + open.map_or(0, |open| open.participants.len());
             found.extend(open.map(|open| Found::Open(pipeline.told_barrier(of, name, open))));
-            if found.len() == wanted || looked_at == LOOKED_AT_MAX {
+            if found.len() == wanted || looked_at >= LOOKED_AT_MAX {
                 return Ok((found, format!("{of} {name}")));
             }
         }

@@ -12,8 +12,8 @@ use fencepost::v1::{
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
-    Commit, Digest, Resume, Stage, check_asked_by, check_bytes, check_checkpoint, check_dead_letter, check_id,
-    check_ms, check_name, check_pipeline, check_scope,
+    BARRIER_ID_PREFIX, Commit, Digest, Resume, Stage, check_asked_by, check_bytes, check_checkpoint, check_dead_letter,
+    check_id, check_ms, check_name, check_pipeline, check_scope,
 };
 
 /// Checks a request for a branch and fills in the server's default TTL.
@@ -78,7 +78,7 @@ pub(super) fn lease(lease: Option<LeaseRef>) -> Result<LeaseRef, Refusal> {
 /// Checks a commit, computes the CRC of every payload and the digest of the whole.
 pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     check_pipeline("pipeline", &request.pipeline)?;
-    check_id("commit_id", &request.commit_id)?;
+    check_commit_id(&request.commit_id)?;
     let count = request.branches.len();
     if count == 0 || count > limits::BRANCHES_MAX {
         let expected = format!("1 to {}", limits::BRANCHES_MAX);
@@ -134,6 +134,16 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     Ok(Commit { request, digest, payload_fault })
 }
 
+/// Checks an id that is given to a commit. Those of barriers are made by the server, and must not be taken when it makes them.
+fn check_commit_id(id: &str) -> Result<(), Refusal> {
+    check_id("commit_id", id)?;
+    if !id.starts_with(BARRIER_ID_PREFIX) {
+        return Ok(());
+    }
+    let expected = format!("an id that does not begin with '{BARRIER_ID_PREFIX}', as those of commits by barriers do");
+    Err(Refusal::field(Reason::InvalidName, "commit_id", id, &expected))
+}
+
 /// Checks what is to be staged, computes the CRC of its payload and the digest of the whole.
 pub(super) fn stage(mut request: StageRequest) -> Result<Stage, Refusal> {
     check_pipeline("pipeline", &request.pipeline)?;
@@ -163,7 +173,7 @@ pub(super) fn merge(request: MergeRequest) -> Result<(Commit, Merge), Refusal> {
         request;
     check_pipeline("pipeline", &pipeline)?;
     check_name("branch", &branch)?;
-    check_id("commit_id", &commit_id)?;
+    check_commit_id(&commit_id)?;
     let payload_fault = given(&branch, checkpoint.as_mut())?;
     let mut merge = merge
         .ok_or_else(|| Refusal::field(Reason::InvalidField, "merge", "", "inputs, function, version and digest"))?;

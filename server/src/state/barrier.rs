@@ -21,6 +21,9 @@ pub use judge::{AbortVerdict, ArriveVerdict, OpenVerdict, named, other_participa
 /// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
 pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 2 } else { 1_000 };
 
+/// How ids of the commits of barriers begin. Nobody else's do.
+pub const BARRIER_ID_PREFIX: &str = "barrier:";
+
 /// A barrier that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenBarrier {
@@ -38,6 +41,23 @@ impl OpenBarrier {
     /// Whether it waits for this branch.
     pub fn awaits(&self, branch: &str) -> bool {
         self.participants.binary_search_by(|participant| (**participant).cmp(branch)).is_ok()
+    }
+
+    /// What is told of it beside its participants. `of` is the name of its pipeline.
+    pub fn outline(&self, of: &str, name: &str) -> Barrier {
+        Barrier {
+            pipeline: of.to_owned(),
+            name: name.to_owned(),
+            state: Told::Open.into(),
+            deadline_ms: self.deadline_ms,
+            opened_lsn: self.opened.as_u64(),
+            opened_at_ms: self.opened_at_ms,
+            ..Barrier::default()
+        }
+    }
+
+    fn is_overdue(&self, now_ms: u64) -> bool {
+        (1..=now_ms).contains(&self.deadline_ms)
     }
 }
 
@@ -152,16 +172,7 @@ impl Pipeline {
             holder: self.holder(branch),
             sequence: staged.map_or(0, |staged| staged.sequence),
         };
-        Barrier {
-            pipeline: of.to_owned(),
-            name: name.to_owned(),
-            state: Told::Open.into(),
-            participants: self.arrivals(name, barrier).map(told).collect(),
-            deadline_ms: barrier.deadline_ms,
-            opened_lsn: barrier.opened.as_u64(),
-            opened_at_ms: barrier.opened_at_ms,
-            ..Barrier::default()
-        }
+        Barrier { participants: self.arrivals(name, barrier).map(told).collect(), ..barrier.outline(of, name) }
     }
 
     /// Participants of an open barrier, each with what it has staged if it has arrived.

@@ -48,7 +48,8 @@ use fencepost::v1::ClusterRef;
 use fencepost::{Lsn, Reason, Token};
 
 pub use barrier::{
-    AbortVerdict, ArriveVerdict, ClosedBarrier, KnownBarrier, OpenBarrier, OpenVerdict, named, other_participants,
+    AbortVerdict, ArriveVerdict, BARRIER_ID_PREFIX, ClosedBarrier, KnownBarrier, OpenBarrier, OpenVerdict, named,
+    other_participants,
 };
 pub use commit::{Commit, CommitVerdict, Resolution};
 pub use fields::{

@@ -7,7 +7,7 @@ use fencepost::log::v1::{
 use fencepost::v1::{AbortBarrierRequest, ArriveRequest, OpenBarrierRequest};
 use fencepost::{Reason, Token};
 
-use super::{ClosedBarrier, KnownBarrier, OpenBarrier};
+use super::{BARRIER_ID_PREFIX, ClosedBarrier, KnownBarrier, OpenBarrier};
 use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::commit::next_number;
@@ -77,7 +77,8 @@ impl State {
         }))
     }
 
-    /// Judges an arrival. `now_ms` is compared with the ages that the pipeline's policy keeps, if it was the last one.
+    /// Judges an arrival. `now_ms` is compared with the deadline, because on a full disk the abort may not be in the log yet;
+    /// and with the ages that the pipeline's policy keeps, if it was the last one.
     pub fn evaluate_arrive(&self, request: &ArriveRequest, now_ms: u64) -> Result<ArriveVerdict, Refusal> {
         self.check_cluster(request.cluster.as_ref())?;
         let ArriveRequest { pipeline: of, barrier: name, branch: branch_name, token, stage_id, .. } = request;
@@ -104,6 +105,9 @@ impl State {
             Some(at) if at == name => return Ok(ArriveVerdict::Repeat),
             Some(_) => return Err(pending(of, branch_name, staged)),
             None => {}
+        }
+        if open.is_overdue(now_ms) {
+            return Err(open.overdue(of, name));
         }
         let barrier = BarrierRef { name: name.clone(), opened_lsn: open.opened.as_u64() };
         let is_there = |(branch, arrived): (&str, Option<&Staged>)| *branch == **branch_name || arrived.is_some();
@@ -160,7 +164,7 @@ impl State {
 impl Pipeline {
     /// The commit of all participants, by what they have staged.
     fn completed(&self, of: &str, open: &OpenBarrier, barrier: BarrierRef, now_ms: u64) -> Result<Committed, Refusal> {
-        let commit_id = format!("barrier:{}", open.opened);
+        let commit_id = format!("{BARRIER_ID_PREFIX}{}", open.opened);
         let moved = |name: &str| {
             let branch = self.branches.get(name);
             let there = branch.and_then(|branch| Some((branch, branch.staged()?, branch.last_grant()?)));
@@ -209,6 +213,15 @@ impl OpenBarrier {
             return Ok(());
         }
         Err(other_participants(of, name, &self.named()))
+    }
+
+    /// What is told who comes after the deadline, but before the abort.
+    fn overdue(&self, of: &str, name: &str) -> Refusal {
+        let message = format!(
+            "the deadline of barrier '{name}' of '{of}' has passed, and it is given up as soon as the log has room to say so: \
+             open another one under a new name, and arrive there"
+        );
+        Refusal::new(Reason::BarrierAborted, message).with("barrier", name).with("deadline_ms", self.deadline_ms)
     }
 
     fn named(&self) -> String {

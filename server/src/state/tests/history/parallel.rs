@@ -272,6 +272,9 @@ impl History {
             Ok(ArriveVerdict::Repeat) => assert_eq!(before, Some(barrier)),
             Ok(ArriveVerdict::Late(..)) => panic!("it is open"),
             Err(refusal) if refusal.reason == Reason::InvalidField => assert!(!open.awaits(&name), "{refusal}"),
+            Err(refusal) if refusal.reason == Reason::BarrierAborted => {
+                assert!((1..=self.now()).contains(&open.deadline_ms), "{refusal}");
+            }
             Err(refusal) => {
                 assert_eq!(refusal.reason, Reason::StagedPending, "{refusal}");
                 assert!(before.is_some_and(|before| before != barrier), "{refusal}");
