@@ -313,8 +313,8 @@ impl Sequencer {
     }
 
     /// Takes a branch, waiting up to `wait` for a lease that can be claimed. A head that
-    /// has to be read, or compared with the scope of the request, is told when the request comes, and when its turn comes if
-    /// it is another one by then.
+    /// has to be read, for itself or for its scope, is told once when the request comes, and when its turn comes if another one
+    /// has to be read by then.
     pub async fn resume(&self, resume: Resume, wait: Duration, readable: Readable) -> Result<Resumed, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
         self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply }))).await

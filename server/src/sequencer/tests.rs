@@ -1,6 +1,8 @@
 //! What the sequencer promises beyond the rules of the state: when answers leave, whom time favours, and what callers
 //! hear when the disk fails, fills up, or the server stops.
 
+mod scope;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
