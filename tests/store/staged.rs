@@ -15,6 +15,7 @@ use fencepost_server::disk::RealDisk;
 use fencepost_server::embedded::Embedded;
 use fencepost_server::ops::check::{IndexFile, StateFile, check, check_index};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::support::{PIPELINE, bytes_in, compact, config, files_in, open_again, scratch, status, until};
 

@@ -329,7 +329,7 @@ impl Core {
     /// Decides something rare, and answers. If a fact comes of it the holder, if there is one, is there.
     pub(super) fn decide_rare<T: Send + 'static>(
         &mut self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal>,
         reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
     ) {
@@ -342,8 +342,12 @@ impl Core {
             }
             Ok(Decided { answer, lsn, seen: self.seen() })
         });
-        if let (Some(holder), Ok(Decided { lsn: Some(_), .. })) = (holder, &result) {
-            self.view.leases.hear(holder);
+        match (holder, &result) {
+            (Some(holder), Ok(Decided { lsn: Some(_), .. })) => self.view.leases.hear(Token::from_u64(holder.token)),
+            (Some(LeaseRef { pipeline, branch, .. }), Err(refusal)) => {
+                self.view.health.refused(&self.view.state, &pipeline, &branch, refusal.reason);
+            }
+            _ => {}
         }
         self.answer(reply, result);
     }

@@ -24,6 +24,7 @@ mod reply;
 mod tests;
 mod waiters;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::{SendError, Sender, channel};
 use std::thread::JoinHandle;
@@ -370,10 +371,11 @@ impl Sequencer {
         self.decide_as(None, bytes, decide)
     }
 
-    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard.
+    /// The same for the holder of a branch. If a fact comes of it its token was compared, and is heard; a refusal is counted for
+    /// the branch.
     pub fn decide_as<T, D>(
         &self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         bytes: usize,
         decide: D,
     ) -> impl Future<Output = Result<Decided<T>, Refusal>> + use<T, D>
@@ -389,6 +391,13 @@ impl Sequencer {
         });
         self.send(Work::Decide { bytes, decide });
         answered(answer)
+    }
+
+    /// Counts the refusal of what was decided about this branch and then looked up. Answers what the caller is told.
+    pub async fn refuse(&self, holder: LeaseRef, refusal: Refusal) -> Refusal {
+        let refused = self.decide_as(Some(holder), 0, |_, _| Err::<Decision<Infallible>, _>(refusal)).await;
+        let Err(refusal) = refused;
+        refusal
     }
 
     /// From now on nobody waits for a lease: the server is about to stop.

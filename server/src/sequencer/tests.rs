@@ -458,7 +458,7 @@ fn opened(state: &State, now_ms: u64, request: &OpenBarrierRequest) -> Result<De
 impl Deciding {
     fn decide(
         &mut self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         decide: impl FnOnce(&State, u64) -> Result<Decision<()>, Refusal>,
     ) -> Result<Decided<()>, Refusal> {
         let (reply, mut answer) = oneshot::channel();
@@ -478,10 +478,11 @@ impl Deciding {
             ..StageRequest::default()
         };
         let stage = Stage { request, digest: Digest::default(), payload_fault: None };
-        let staged = self.decide(Some(token), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
-            StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(*staged)), answer: () }),
-            StageVerdict::AlreadyStaged(_) => panic!("nothing is staged"),
-        });
+        let staged =
+            self.decide(Some(lease(branch, token)), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
+                StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(*staged)), answer: () }),
+                StageVerdict::AlreadyStaged(_) => panic!("nothing is staged"),
+            });
         staged.unwrap();
     }
 
@@ -495,7 +496,7 @@ impl Deciding {
             cluster: None,
         };
         let mut is_complete = false;
-        let arrived = self.decide(Some(token), |state, now_ms| {
+        let arrived = self.decide(Some(lease(branch, token)), |state, now_ms| {
             let fact = match state.evaluate_arrive(&request, now_ms)? {
                 ArriveVerdict::Arrived(arrived) => Kind::BarrierArrived(arrived),
                 ArriveVerdict::Completed(committed) => Kind::Committed(committed),
