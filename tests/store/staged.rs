@@ -233,7 +233,7 @@ async fn nobody_is_fenced_for_a_head_that_was_staged_where_it_cannot_be_read_any
     let refused = LeaseServiceClient::new(store.channel()).resume(by_force("main", "3")).await.unwrap_err();
     let details = refused.get_error_details();
     let info = details.error_info().unwrap();
-    assert_eq!((info.reason.as_str(), info.metadata.get("applied")), ("CORRUPT", None), "{refused:?}");
+    assert_eq!((info.reason.as_str(), info.metadata["applied"].as_str()), ("CORRUPT", "no"), "{refused:?}");
     // The worker goes on, and with its next checkpoint the branch can be taken.
     stage(&store, "main", main, 2).await;
     commit(&store, "main", main, 2).await;
