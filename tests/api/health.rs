@@ -8,8 +8,11 @@ use fencepost::v1::{
     ResumeRequest, Takeover,
 };
 
+use crate::barrier::{arrive, open, try_open};
 use crate::dead_letters::skipping;
-use crate::support::{ORDERS, Store, commit, commit_of, lease, refusal, resume, resume_as, rewind};
+use crate::merge::merge;
+use crate::staged::discard;
+use crate::support::{ORDERS, Store, commit, commit_of, lease, refusal, resume, resume_as, rewind, stage};
 
 async fn branch(store: &Store, name: &str) -> BranchInfo {
     let request = ListBranchesRequest { pipeline: ORDERS.to_owned(), ..ListBranchesRequest::default() };
@@ -77,6 +80,31 @@ async fn refusals_of_commits_and_resumes_are_counted_by_branch_and_reason() {
     let of_main = counts(&[("HEAD_MISMATCH", 2), ("LEASE_HELD", 1), ("FENCED", 1), ("SCOPE_MISMATCH", 1)]);
     assert_eq!(health(&store, "main").await.refusals, of_main);
     assert_eq!(health(&store, "other").await.refusals, counts(&[("HEAD_MISMATCH", 1)]));
+}
+
+#[tokio::test]
+async fn refusals_of_stages_discards_arrivals_and_merges_are_counted_like_those_of_commits() {
+    let store = Store::open().await;
+    let (main, day) = (store.take("main").await, store.take("day").await);
+    let staged = async |request| store.commits().stage(request).await;
+    refusal(&staged(stage("main", main, 7, "tx")).await.unwrap_err(), Reason::HeadMismatch);
+    staged(stage("main", main, 1, "tx")).await.unwrap();
+    refusal(&store.commits().discard_staged(discard("main", day, "tx")).await.unwrap_err(), Reason::Fenced);
+    for _ in 0..2 {
+        let refused = store.barriers().arrive(arrive("nightly", "main", main, "tx")).await.unwrap_err();
+        refusal(&refused, Reason::StateMissing);
+    }
+    try_open(&store, open("nightly", &["main"])).await.unwrap();
+    store.barriers().arrive(arrive("nightly", "main", main, "tx")).await.unwrap();
+    staged(stage("main", main, 2, "late")).await.unwrap();
+    let refused = store.barriers().arrive(arrive("nightly", "main", main, "late")).await.unwrap_err();
+    refusal(&refused, Reason::BarrierClosed);
+    refusal(&store.barriers().merge(merge(day, 9, &[("main", 1)])).await.unwrap_err(), Reason::HeadMismatch);
+    let counts =
+        |pairs: &[(&str, u64)]| pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect::<HashMap<_, _>>();
+    let of_main = counts(&[("HEAD_MISMATCH", 1), ("FENCED", 1), ("STATE_MISSING", 2), ("BARRIER_CLOSED", 1)]);
+    assert_eq!(health(&store, "main").await.refusals, of_main);
+    assert_eq!(health(&store, "day").await.refusals, counts(&[("HEAD_MISMATCH", 1)]));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use fencepost::v1::{CommitRequest, ListCheckpointsRequest, ListCheckpointsRespon
 use tonic::{Request, Status};
 
 use crate::dead_letters::skipping;
-use crate::support::{ORDERS, Store, commit, refused_field};
+use crate::support::{ORDERS, Store, commit, commit_staged, refused_field, stage};
 
 const FIRST: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SECOND: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -61,6 +61,29 @@ async fn the_trace_of_a_call_is_that_of_what_has_none_of_its_own() {
     assert_eq!(stored(&store, 2).await, traceparent(SECOND));
     store.commit(commit("main", token, 3)).await.unwrap();
     assert_eq!(stored(&store, 3).await, "");
+}
+
+#[tokio::test]
+async fn the_trace_of_a_stage_is_that_of_what_it_stages() {
+    let store = Store::open().await;
+    let token = store.take("main").await;
+    let mut request = stage("main", token, 1, "tx");
+    request.dead_letters = skipping("main", token, 1, &["a", "b"]).branches.remove(0).dead_letters;
+    request.dead_letters[1].traceparent = traceparent(SECOND);
+    let staged = async |trace: &str| {
+        let mut request = Request::new(request.clone());
+        request.metadata_mut().insert("traceparent", traceparent(trace).parse().unwrap());
+        store.commits().stage(request).await.unwrap().into_inner()
+    };
+    assert!(!staged(FIRST).await.already);
+    // A retry may belong to another trace.
+    assert!(staged(SECOND).await.already);
+    store.commit(commit_staged("main", token, 1, "tx")).await.unwrap();
+    assert_eq!(stored(&store, 1).await, traceparent(FIRST));
+    let letters = ListDeadLettersRequest { pipeline: ORDERS.to_owned(), ..ListDeadLettersRequest::default() };
+    let letters = store.dead_letters().list_dead_letters(letters).await.unwrap().into_inner().letters;
+    let traces: Vec<_> = letters.into_iter().map(|it| it.letter.unwrap().traceparent).collect();
+    assert_eq!(traces, [traceparent(FIRST), traceparent(SECOND)]);
 }
 
 #[tokio::test]

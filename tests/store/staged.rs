@@ -1,6 +1,6 @@
 //! What is staged, and barriers, when the log is compacted, damaged and read again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fencepost::Reason;
 use fencepost::v1::barrier::State;
@@ -16,6 +16,7 @@ use fencepost_server::disk::RealDisk;
 use fencepost_server::embedded::Embedded;
 use fencepost_server::ops::check::{IndexFile, StateFile, check, check_index};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::support::{PIPELINE, bytes_in, compact, config, files_in, open_again, scratch, status, until};
 
@@ -31,8 +32,8 @@ fn payload(branch: &str, sequence: u64) -> Checkpoint {
     Checkpoint { position: sequence.to_string().into_bytes().into(), state: state.into(), ..Checkpoint::default() }
 }
 
-async fn take(store: &Embedded, branch: &str, request_id: &str) -> ResumeResponse {
-    let request = ResumeRequest {
+fn by_force(branch: &str, request_id: &str) -> ResumeRequest {
+    ResumeRequest {
         pipeline: PIPELINE.to_owned(),
         branch: branch.to_owned(),
         holder: "loader".to_owned(),
@@ -41,7 +42,11 @@ async fn take(store: &Embedded, branch: &str, request_id: &str) -> ResumeRespons
         reason: "a test".to_owned(),
         on_missing: OnMissing::StartFresh.into(),
         ..ResumeRequest::default()
-    };
+    }
+}
+
+async fn take(store: &Embedded, branch: &str, request_id: &str) -> ResumeResponse {
+    let request = by_force(branch, request_id);
     LeaseServiceClient::new(store.channel()).resume(request).await.unwrap().into_inner()
 }
 
@@ -117,6 +122,18 @@ async fn read(store: &Embedded, branch: &str, sequence: u64) -> Result<Checkpoin
     };
     let found = CheckpointServiceClient::new(store.channel()).get_checkpoint(request).await?.into_inner();
     Ok(Checkpoint { payload_crc32: None, ..found.checkpoint.unwrap().checkpoint.unwrap() })
+}
+
+/// Changes a byte where this text is in the log. Answers in which file.
+fn damage(data_dir: &Path, text: &str) -> PathBuf {
+    let damaged = files_in(&data_dir.join("log")).into_iter().find_map(|file| {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let at = bytes.windows(text.len()).rposition(|window| window == text.as_bytes())?;
+        bytes[at] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        Some(file)
+    });
+    damaged.expect("it is in some file")
 }
 
 /// Checks everything that there is in a directory that nobody has open.
@@ -200,19 +217,40 @@ async fn damage_where_a_checkpoint_was_staged_names_the_checkpoint() {
     compact(&store).await.unwrap();
     store.close().await.unwrap();
     let kept = sequence - 3;
-    let text = format!("<main@{kept}>");
-    let damaged = files_in(&data_dir.join("log")).into_iter().find_map(|file| {
-        let mut bytes = std::fs::read(&file).unwrap();
-        let at = bytes.windows(text.len()).rposition(|window| window == text.as_bytes())?;
-        bytes[at] ^= 1;
-        std::fs::write(&file, bytes).unwrap();
-        Some(file)
-    });
-    let damaged = damaged.expect("it is in some file");
+    let damaged = damage(&data_dir, &format!("<main@{kept}>"));
     let checked = check(&RealDisk, &data_dir, &mut |_| ()).unwrap();
     let named: Vec<String> = checked.damage.iter().flat_map(|it| &it.checkpoints).map(ToString::to_string).collect();
     assert_eq!(named, [format!("{PIPELINE}/main@{kept}")]);
     assert!(checked.damage.iter().all(|it| it.damage.file == damaged), "{:?}", checked.damage);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_fenced_for_a_head_that_was_staged_where_it_cannot_be_read_any_more() {
+    let dir = scratch();
+    let data_dir = dir.path().join("data");
+    let store = open_again(config(&data_dir)).await.unwrap();
+    let (main, bulk) = (take(&store, "main", "1").await.token, take(&store, "bulk", "2").await.token);
+    stage(&store, "main", main, 1).await;
+    let mut sequence = 0;
+    while status(&store).await.log.unwrap().segments < 3 {
+        sequence += 1;
+        stage(&store, "bulk", bulk, sequence).await;
+        commit(&store, "bulk", bulk, sequence).await;
+    }
+    store.close().await.unwrap();
+    damage(&data_dir, "<main@1>");
+    let store = open_again(config(&data_dir)).await.unwrap();
+    // The commit itself is in the newest segment.
+    commit(&store, "main", main, 1).await;
+    let refused = LeaseServiceClient::new(store.channel()).resume(by_force("main", "3")).await.unwrap_err();
+    let details = refused.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((info.reason.as_str(), info.metadata["applied"].as_str()), ("CORRUPT", "no"), "{refused:?}");
+    // The worker goes on, and with its next checkpoint the branch can be taken.
+    stage(&store, "main", main, 2).await;
+    commit(&store, "main", main, 2).await;
+    assert_eq!(take(&store, "main", "4").await.head.unwrap().checkpoint.unwrap().state, payload("main", 2).state);
+    store.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

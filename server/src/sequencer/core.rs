@@ -15,15 +15,13 @@ use super::health::Health;
 use super::lease_clock::{LeaseClock, TICK};
 use super::reply::{Answer, CommitDone};
 use super::waiters::{Waiter, Waiters};
-use super::{Decided, Decision, Granted, KeptAlive, Readable, Released, Resumed, Submission, Unread, View, Work};
+use super::{Decided, Decision, Granted, KeptAlive, Released, Resumed, Submission, Unread, View, Work};
 use crate::clock::{Clock, Monotonic};
 use crate::error::Refusal;
 use crate::index::Index;
 use crate::log::{Entry, EntryBuilder};
 use crate::metrics::Counters;
-use crate::state::{
-    Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State, compare_scope,
-};
+use crate::state::{Branch, Commit, CommitVerdict, Grant, Pipeline, Resume, ResumeTiming, ResumeVerdict, State};
 
 /// Facts per entry, well below the 65,536 that an LSN has room for.
 const BATCH_FACTS_MAX: usize = 32_768;
@@ -204,8 +202,11 @@ impl Core {
             waiter.arrived = Some(arrived);
             let request = &waiter.resume.request;
             match self.check_head(&waiter) {
-                Ok(None) => {}
-                Ok(Some(unread)) => return self.answer(waiter.reply, Ok(Resumed::ReadFirst { unread, arrived })),
+                Ok(Some(unread)) if waiter.readable.is_first(unread) => {
+                    return self.answer(waiter.reply, Ok(Resumed::ReadFirst { unread, arrived }));
+                }
+                // Another head than the one that was read is read when its turn has come, after who holds the branch.
+                Ok(_) => {}
                 Err(refusal) => return self.answer_resume(waiter, Err(refusal)),
             }
             self.serve(&request.pipeline.clone(), &request.branch.clone());
@@ -213,18 +214,13 @@ impl Core {
         self.decide_resume(waiter);
     }
 
-    /// Compares the scope of a request that came just now with that of the head. If something has to be read first it is
-    /// answered.
+    /// What has to be read before the branch can be granted. Refuses a head of another scope than the request's.
     fn check_head(&self, waiter: &Waiter) -> Result<Option<Unread>, Refusal> {
         let (state, request) = (&self.view.state, &waiter.resume.request);
         state.check_cluster(request.cluster.as_ref())?;
         state.check_ready(&request.pipeline)?;
-        let unread = self.unread(waiter);
-        let head = state.branch(&request.pipeline, &request.branch).and_then(Branch::head);
-        if let (None, Some(head)) = (unread, head) {
-            compare_scope(request, head.sequence, &waiter.readable.scope)?;
-        }
-        Ok(unread)
+        let branch = state.branch(&request.pipeline, &request.branch);
+        branch.map_or(Ok(None), |branch| waiter.readable.check(request, branch))
     }
 
     fn answer_resume(&mut self, waiter: Waiter, result: Result<Resumed, Refusal>) {
@@ -233,21 +229,6 @@ impl Core {
             self.view.health.refused(&self.view.state, pipeline, branch, refusal.reason);
         }
         self.answer(waiter.reply, result);
-    }
-
-    /// What has to be read before the branch can be granted.
-    fn unread(&self, waiter: &Waiter) -> Option<Unread> {
-        let request = &waiter.resume.request;
-        let branch = self.view.state.branch(&request.pipeline, &request.branch)?;
-        let Readable { after, at, staged: staged_at, .. } = &waiter.readable;
-        let head = branch.head().map(|head| head.lsn).filter(|head| {
-            // A scope has to be compared with what the head says, however new it is.
-            let is_new = request.scope.is_empty() && head.index() > *after;
-            !is_new && head != at
-        });
-        let staged = branch.staged().map(|staged| staged.lsn);
-        let staged = staged.filter(|staged| staged.index() <= *after && staged != staged_at);
-        head.map(Unread::Head).or(staged.map(Unread::Staged))
     }
 
     /// Decides anew for all who wait for a branch. At most one of them is granted it: the others then wait for that one.
@@ -277,10 +258,11 @@ impl Core {
                 self.view.leases.hear(token);
                 Ok(self.granted(&waiter.resume, token))
             }
-            Ok(ResumeVerdict::Grant(granted)) => self.check_space().map(|()| {
-                if let Some(unread) = self.unread(&waiter) {
-                    return Resumed::ReadFirst { unread, arrived };
+            Ok(ResumeVerdict::Grant(granted)) => self.check_head(&waiter).and_then(|unread| {
+                if let Some(unread) = unread {
+                    return Ok(Resumed::ReadFirst { unread, arrived });
                 }
+                self.check_space()?;
                 let token = Token::from_u64(granted.token);
                 if let Some(present) = present {
                     self.view.leases.forget(present);
@@ -288,7 +270,7 @@ impl Core {
                 self.view.leases.hear(token);
                 self.counters.grant();
                 self.record(Kind::LeaseGranted(*granted));
-                self.granted(&waiter.resume, token)
+                Ok(self.granted(&waiter.resume, token))
             }),
             Err(refusal) => Err(refusal),
         };
@@ -345,7 +327,7 @@ impl Core {
     /// life, too.
     pub(super) fn decide_rare<T: Send + 'static>(
         &mut self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         decide: impl FnOnce(&State, u64) -> Result<Decision<T>, Refusal>,
         reply: oneshot::Sender<Result<Decided<T>, Refusal>>,
     ) {
@@ -358,8 +340,12 @@ impl Core {
             }
             Ok(Decided { answer, lsn, seen: self.seen() })
         });
-        if let (Some(holder), Ok(_)) = (holder, &result) {
-            self.view.leases.hear_present(holder);
+        match (holder, &result) {
+            (Some(holder), Ok(_)) => self.view.leases.hear_present(Token::from_u64(holder.token)),
+            (Some(LeaseRef { pipeline, branch, .. }), Err(refusal)) => {
+                self.view.health.refused(&self.view.state, &pipeline, &branch, refusal.reason);
+            }
+            (None, _) => {}
         }
         self.answer(reply, result);
     }

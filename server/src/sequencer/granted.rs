@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use fencepost::v1::{Barrier, Fingerprint};
+use fencepost::v1::{Barrier, Fingerprint, ResumeRequest};
 use fencepost::{LogIndex, Lsn, Token};
 
-use crate::state::{Head, Staged};
+use crate::error::Refusal;
+use crate::state::{Branch, Head, Staged, compare_scope};
 
 /// A branch was granted.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +31,7 @@ pub struct Granted {
 /// who cannot begin.
 #[derive(Clone, Debug, Default)]
 pub struct Readable {
-    /// All that were made after this entry; but none of them if the request has a scope.
+    /// All that were written after this entry.
     pub after: LogIndex,
     /// And the one that this fact made, which was read.
     pub at: Lsn,
@@ -40,6 +41,37 @@ pub struct Readable {
     pub staged: Lsn,
     /// As in [`Resumed::ReadFirst`], if the branch was asked for before.
     pub arrived: Option<Lsn>,
+}
+
+impl Readable {
+    /// What has to be read before the branch can be granted. Refuses a head of another scope than the request's.
+    ///
+    /// Of a head that moves on meanwhile the scope is known without reading it if it is the request's, or that of the head
+    /// that was read: so a busy holder keeps nobody reading.
+    pub(super) fn check(&self, request: &ResumeRequest, branch: &Branch) -> Result<Option<Unread>, Refusal> {
+        if let Some(head) = branch.head() {
+            let is_read = head.lsn == self.at;
+            let is_same = request.scope.is_empty() || branch.is_head_of_scope(&request.scope);
+            let is_told = is_read || self.at != Lsn::ZERO && branch.is_head_of_scope(&self.scope);
+            if !(is_read || branch.is_head_after(self.after)) || !(is_same || is_told) {
+                return Ok(Some(Unread::Head(head.lsn)));
+            }
+            if !is_same {
+                compare_scope(request, head.sequence, &self.scope)?;
+            }
+        }
+        let staged = branch.staged().map(|staged| staged.lsn);
+        let staged = staged.filter(|staged| staged.index() <= self.after && *staged != self.staged);
+        Ok(staged.map(Unread::Staged))
+    }
+
+    /// Whether nothing of this sort was read yet.
+    pub(super) fn is_first(&self, unread: Unread) -> bool {
+        match unread {
+            Unread::Head(_) => self.at == Lsn::ZERO,
+            Unread::Staged(_) => self.staged == Lsn::ZERO,
+        }
+    }
 }
 
 /// What becomes of a request for a branch, if it is not refused.

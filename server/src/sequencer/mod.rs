@@ -24,6 +24,7 @@ mod reply;
 mod tests;
 mod waiters;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::{SendError, Sender, channel};
 use std::thread::JoinHandle;
@@ -311,8 +312,8 @@ impl Sequencer {
     }
 
     /// Takes a branch, waiting up to `wait` for a lease that can be claimed. A head that
-    /// has to be read, or compared with the scope of the request, is told when the request comes, and when its turn comes if
-    /// it is another one by then.
+    /// has to be read, for itself or for its scope, is told once when the request comes, and when its turn comes if another one
+    /// has to be read by then.
     pub async fn resume(&self, resume: Resume, wait: Duration, readable: Readable) -> Result<Resumed, Refusal> {
         let deadline = self.shared.clock.now().plus(wait);
         self.ask(|reply| Work::Resume(Box::new(Waiter { resume, deadline, readable, arrived: None, reply }))).await
@@ -368,10 +369,11 @@ impl Sequencer {
         self.decide_as(None, bytes, decide)
     }
 
-    /// The same for the holder of a branch. Unless it is refused, the holder of that token is heard, if it holds a lease.
+    /// The same for the holder of a branch. Unless it is refused, the holder of that token is heard, if it holds a lease; a refusal
+    /// is counted for the branch.
     pub fn decide_as<T, D>(
         &self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         bytes: usize,
         decide: D,
     ) -> impl Future<Output = Result<Decided<T>, Refusal>> + use<T, D>
@@ -387,6 +389,13 @@ impl Sequencer {
         });
         self.send(Work::Decide { bytes, decide });
         answered(answer)
+    }
+
+    /// Counts the refusal of what was decided about this branch and then looked up. Answers what the caller is told.
+    pub async fn refuse(&self, holder: LeaseRef, refusal: Refusal) -> Refusal {
+        let refused = self.decide_as(Some(holder), 0, |_, _| Err::<Decision<Infallible>, _>(refusal)).await;
+        let Err(refusal) = refused;
+        refusal
     }
 
     /// From now on nobody waits for a lease: the server is about to stop.

@@ -1,6 +1,8 @@
 //! What the sequencer promises beyond the rules of the state: when answers leave, whom time favours, and what callers
 //! hear when the disk fails, fills up, or the server stops.
 
+mod scope;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -456,7 +458,7 @@ fn opened(state: &State, now_ms: u64, request: &OpenBarrierRequest) -> Result<De
 impl Deciding {
     fn decide(
         &mut self,
-        holder: Option<Token>,
+        holder: Option<LeaseRef>,
         decide: impl FnOnce(&State, u64) -> Result<Decision<()>, Refusal>,
     ) -> Result<Decided<()>, Refusal> {
         let (reply, mut answer) = oneshot::channel();
@@ -476,7 +478,8 @@ impl Deciding {
             ..StageRequest::default()
         };
         let stage = Stage { request, digest: Digest::default(), payload_fault: None };
-        let staged = self.decide(Some(token), |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
+        let holder = Some(lease(branch, token));
+        let staged = self.decide(holder, |state, now_ms| match state.evaluate_stage(stage, now_ms)? {
             StageVerdict::Stage(staged) => Ok(Decision { fact: Some(Kind::Staged(*staged)), answer: () }),
             StageVerdict::AlreadyStaged(_) => Ok(Decision { fact: None, answer: () }),
         });
@@ -498,7 +501,7 @@ impl Deciding {
             cluster: None,
         };
         let mut is_complete = false;
-        self.decide(Some(token), |state, now_ms| {
+        self.decide(Some(lease(branch, token)), |state, now_ms| {
             let fact = match state.evaluate_arrive(&request, now_ms)? {
                 ArriveVerdict::Arrived(arrived) => Some(Kind::BarrierArrived(arrived)),
                 ArriveVerdict::Completed(committed) => Some(Kind::Committed(committed)),
@@ -616,7 +619,7 @@ fn a_repeated_stage_or_arrival_of_the_holder_is_a_sign_of_life() {
         deciding.settle();
     }
     let next = granted(&mut waits).token;
-    deciding.decide(Some(ewr), |_, _| Ok(Decision { fact: None, answer: () })).unwrap();
+    deciding.decide(Some(lease("ewr", ewr)), |_, _| Ok(Decision { fact: None, answer: () })).unwrap();
     let (reply, _released) = oneshot::channel();
     deciding.core.decide(Work::Release { cluster: None, lease: lease("ewr", next), reply });
     deciding.settle();

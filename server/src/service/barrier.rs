@@ -13,7 +13,7 @@ use fencepost::v1::{
     AwaitBarrierResponse, Barrier, ClusterRef, ListBarriersRequest, ListBarriersResponse, MergeRequest, MergeResponse,
     OpenBarrierRequest, OpenBarrierResponse, Participant,
 };
-use fencepost::{Lsn, Reason, Token};
+use fencepost::{Lsn, Reason};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::status;
-use super::{Backend, facts, merge, shape};
+use super::{Backend, facts, lease_of, merge, shape};
 use crate::error::Refusal;
 use crate::log::Log;
 use crate::sequencer::{BARRIER_BYTES_MAX, BarrierChanges, Decision, View};
@@ -83,9 +83,9 @@ impl BarrierService for Service {
         check_barrier(&request.pipeline, "barrier", &request.barrier)?;
         check_name("branch", &request.branch).map_err(status)?;
         check_id("stage_id", &request.stage_id).map_err(status)?;
-        let (asked, holder) = (request.clone(), Token::from_u64(request.token));
+        let (asked, holder) = (request.clone(), lease_of(&request.pipeline, &request.branch, request.token));
         let decided = sequencer
-            .decide_as(Some(holder), BARRIER_BYTES_MAX, move |state, now_ms| {
+            .decide_as(Some(holder.clone()), BARRIER_BYTES_MAX, move |state, now_ms| {
                 Ok(match state.evaluate_arrive(&asked, now_ms)? {
                     ArriveVerdict::Arrived(fact) => Decision { fact: Some(Kind::BarrierArrived(fact)), answer: None },
                     ArriveVerdict::Completed(fact) => Decision { fact: Some(Kind::Committed(fact)), answer: None },
@@ -99,8 +99,10 @@ impl BarrierService for Service {
             None => outcome(&self.0, &request.pipeline, &request.barrier).await?,
             Some((closed, refusal)) => {
                 let log = Arc::clone(log);
-                let barrier = facts::blocking(move || unless_late(&log, &request, closed, refusal)).await?;
-                (barrier, decided.seen)
+                match facts::blocking(move || Ok(unless_late(&log, &request, closed, refusal))).await? {
+                    Ok(barrier) => (barrier, decided.seen),
+                    Err(refusal) => return Err(status(sequencer.refuse(holder, refusal).await)),
+                }
             }
         };
         Ok(Response::new(ArriveResponse { header: Some(sequencer.header(seen)), barrier: Some(barrier) }))

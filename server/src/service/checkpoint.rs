@@ -99,7 +99,7 @@ impl CheckpointService for Service {
                     StoredCheckpoint { pipeline, branch, sequence, lsn, unreadable, ..StoredCheckpoint::default() }
                 })
             };
-            Ok(places.into_iter().filter_map(row).filter(|row| trace::is_of(&traced, row)).collect())
+            Ok(places.into_iter().filter_map(row).filter(|row| trace::is_of(traced, row)).collect())
         })
         .await?;
         let header = Some(sequencer.header(seen));

@@ -47,7 +47,7 @@ impl CommitService for Service {
     }
 
     async fn stage(&self, request: Request<StageRequest>) -> Result<Response<StageResponse>, Status> {
-        staged::stage(&self.0, request.into_inner()).await.map(Response::new)
+        staged::stage(&self.0, request).await.map(Response::new)
     }
 
     async fn discard_staged(

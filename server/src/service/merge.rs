@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use fencepost::Lsn;
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::{MergeInput, MergeRequest, MergeResponse};
-use fencepost::{Lsn, Token};
 use prost::Message as _;
 use tonic::Status;
 
 use super::status::status;
-use super::{Backend, facts, history, shape};
+use super::{Backend, facts, history, lease_of, shape};
 use crate::error::Refusal;
 use crate::log::Log;
 use crate::sequencer::{BARRIER_BYTES_MAX, Decision};
@@ -18,7 +18,7 @@ use crate::state::{Input, MergeCommit, MergeVerdict};
 /// Reads the inputs, and commits what they were merged into.
 pub(super) async fn merge(backend: &Backend, request: MergeRequest) -> Result<MergeResponse, Status> {
     let sequencer = &backend.sequencer;
-    let (bytes, holder) = (request.encoded_len(), Token::from_u64(request.token));
+    let (bytes, holder) = (request.encoded_len(), lease_of(&request.pipeline, &request.branch, request.token));
     let _permit = sequencer.permit(bytes).map_err(status)?;
     let (commit, mut merge) = shape::merge(request).map_err(status)?;
     let pipeline = commit.request.pipeline.clone();

@@ -29,6 +29,7 @@ mod transfer;
 
 use std::sync::Arc;
 
+use fencepost::v1::LeaseRef;
 use fencepost::v1::barrier_service_server::BarrierServiceServer;
 use fencepost::v1::checkpoint_service_server::CheckpointServiceServer;
 use fencepost::v1::cluster_service_server::ClusterServiceServer;
@@ -75,6 +76,11 @@ pub struct Backend {
     pub started: Monotonic,
     /// Turns true when the server is about to stop: streams end once what is in hand is answered.
     pub stopping: watch::Receiver<bool>,
+}
+
+/// The right that a request claims to have.
+fn lease_of(pipeline: &str, branch: &str, token: u64) -> LeaseRef {
+    LeaseRef { pipeline: pipeline.to_owned(), branch: branch.to_owned(), token }
 }
 
 /// All services on one router, with standard health and reflection. The reporter tells health checks how the server is.

@@ -1,21 +1,24 @@
 //! Phase one of two-phase commits. The second phase is a commit like any other.
 
+use fencepost::Lsn;
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::{DiscardStagedRequest, DiscardStagedResponse, StageRequest, StageResponse};
-use fencepost::{Lsn, Token};
 use prost::Message as _;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::status::status;
-use super::{Backend, shape};
+use super::{Backend, lease_of, shape, trace};
 use crate::config::limits;
 use crate::sequencer::Decision;
 use crate::state::{StageVerdict, check_bytes, check_id, check_name, check_pipeline};
 
 /// Stages a checkpoint.
-pub(super) async fn stage(backend: &Backend, request: StageRequest) -> Result<StageResponse, Status> {
+pub(super) async fn stage(backend: &Backend, request: Request<StageRequest>) -> Result<StageResponse, Status> {
     let sequencer = &backend.sequencer;
-    let (bytes, holder) = (request.encoded_len(), Token::from_u64(request.token));
+    let traceparent = trace::of_call(&request);
+    let mut request = request.into_inner();
+    trace::fill_in(traceparent.as_deref(), request.checkpoint.as_mut(), &mut request.dead_letters);
+    let (bytes, holder) = (request.encoded_len(), lease_of(&request.pipeline, &request.branch, request.token));
     let _permit = sequencer.permit(bytes).map_err(status)?;
     let stage = shape::stage(request).map_err(status)?;
     let decided = sequencer
@@ -41,7 +44,7 @@ pub(super) async fn discard(backend: &Backend, request: DiscardStagedRequest) ->
     check_name("branch", &request.branch).map_err(status)?;
     check_id("stage_id", &request.stage_id).map_err(status)?;
     check_bytes("reason", request.reason.len(), limits::REASON_BYTES_MAX).map_err(status)?;
-    let (bytes, holder) = (request.encoded_len(), Token::from_u64(request.token));
+    let (bytes, holder) = (request.encoded_len(), lease_of(&request.pipeline, &request.branch, request.token));
     let decided = sequencer
         .decide_as(Some(holder), bytes, move |state, _| {
             let discarded = state.evaluate_discard_staged(&request)?;

@@ -18,6 +18,7 @@ use super::lease::Standing;
 use super::merge::{self, Merged};
 use super::pipeline::Origin;
 use super::retention::Times;
+use super::scope::scope_of;
 use super::{
     Branch, COUNT_END, ClosedBarrier, Digest, Grant, Head, Inconsistent, Pipeline, PolicyInForce, Savepoint, State,
     entry,
@@ -204,6 +205,8 @@ impl State {
                 branch.change_past(|past| past.schema = Bytes::copy_from_slice(schema));
             }
         }
+        let scope = staged.as_ref().map_or_else(|| scope_of(moved.checkpoint.as_ref()), |staged| staged.scope);
+        branch.describe_head(scope, Lsn::from_u64(moved.staged_lsn));
         match staged {
             Some(staged) => shared.dead.add(staged.lsn, &moved.branch, moved.sequence, staged.dead_letters),
             None => shared.dead.add(lsn, &moved.branch, moved.sequence, moved.dead_letters.len() as u32),
@@ -283,6 +286,7 @@ impl State {
         shared.dead.abandon(&rewound.branch, to_sequence);
         branch.head = head(to_sequence, Lsn::from_u64(rewound.to_lsn), to_committed_at_ms);
         branch.retained_from = retained_from;
+        branch.describe_head(None, Lsn::ZERO);
         branch.change_past(|past| {
             past.rewinds.push(lsn, to_sequence);
             past.schema = Bytes::new();
@@ -305,6 +309,7 @@ impl State {
             return Err(format!("it makes branch '{}', which is already there", forked.branch));
         }
         branch.move_to(shared.policy, head(1, lsn, at_ms), 1);
+        branch.describe_head(scope_of(forked.checkpoint.as_ref()), Lsn::ZERO);
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy, Schema};
-use fencepost::{NAME_BYTES_MAX, Reason};
+use fencepost::{NAME_BYTES_MAX, Reason, TraceParent};
 
-use super::{check_name, trace_id};
+use super::check_name;
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -48,7 +48,7 @@ pub fn check_scope(field: &str, scope: &[Fingerprint]) -> Result<(), Refusal> {
 
 /// Checks a W3C traceparent. Empty: none.
 pub(super) fn check_traceparent(field: &str, traceparent: &str) -> Result<(), Refusal> {
-    if traceparent.is_empty() || trace_id(traceparent).is_some() {
+    if traceparent.is_empty() || traceparent.parse::<TraceParent>().is_ok() {
         return Ok(());
     }
     let shown: String = traceparent.chars().take(60).flat_map(char::escape_default).collect();

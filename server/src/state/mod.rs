@@ -38,7 +38,6 @@ mod scope;
 mod staged;
 #[cfg(test)]
 mod tests;
-mod trace;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,7 +69,6 @@ pub use savepoint::{Savepoint, SavepointVerdict};
 pub use schema::shown_fingerprint;
 pub use scope::compare_scope;
 pub use staged::{Stage, StageVerdict, Staged};
-pub use trace::trace_id;
 pub use window::{Digest, WINDOW_COMMITS, key as id_key};
 
 use crate::error::Refusal;

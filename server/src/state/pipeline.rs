@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use fencepost::{Lsn, Token};
+use fencepost::v1::Fingerprint;
+use fencepost::{LogIndex, Lsn, Token};
 
 use super::barrier::Barriers;
 use super::dead::DeadLetters;
@@ -14,6 +15,7 @@ use super::retention::{PolicyInForce, Times};
 use super::rewind::Rewinds;
 use super::savepoint::Savepoints;
 use super::schema::Schemas;
+use super::scope::scope_digest;
 use super::staged::Staged;
 use super::window::{self, CommitWindow, Digest};
 
@@ -67,8 +69,8 @@ pub struct Branch {
     pub(super) past: Option<Box<Past>>,
 }
 
-/// What is known of a branch that was rewound, whose checkpoints are kept by their age, that has something staged, or whose
-/// pipeline has declared schemas.
+/// What is known of a branch that was rewound, whose checkpoints are kept by their age, that has something staged, whose
+/// head was staged or has a scope, or whose pipeline has declared schemas.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Past {
     pub(super) rewinds: Rewinds,
@@ -76,6 +78,10 @@ pub(super) struct Past {
     pub(super) staged: Option<Box<Staged>>,
     /// The fingerprint of the head's schema, if the pipeline had declared any; empty after a rewind.
     pub(super) schema: Bytes,
+    /// The digest of the head's scope. `None`: it has no scope, or a rewind made it the head.
+    pub(super) scope: Option<Digest>,
+    /// Where the head's checkpoint was staged. Zero: it came with the commit, or a rewind made it the head.
+    pub(super) staged_at: Lsn,
 }
 
 /// The resume point of a branch. What it says is in the log, at `lsn`.
@@ -174,6 +180,31 @@ impl Branch {
     /// Whether a rewind left the checkpoint behind that this fact gave the branch.
     pub fn is_abandoned(&self, sequence: u64, lsn: Lsn) -> bool {
         self.rewinds().is_some_and(|rewinds| rewinds.abandon(sequence, lsn))
+    }
+
+    /// Whether every byte of the head's checkpoint was written after this entry of the log. Of one that a rewind made the
+    /// head that is not known.
+    pub fn is_head_after(&self, index: LogIndex) -> bool {
+        let staged_at = self.past.as_deref().map(|past| past.staged_at).filter(|lsn| *lsn != Lsn::ZERO);
+        !self.is_set_back() && staged_at.unwrap_or(self.head.lsn).index() > index
+    }
+
+    /// Whether the head is known to have this scope. It is not known of one that a rewind made the head.
+    pub fn is_head_of_scope(&self, scope: &[Fingerprint]) -> bool {
+        let own = self.past.as_deref().and_then(|past| past.scope);
+        !self.is_set_back() && own == scope_digest(scope)
+    }
+
+    /// Whether the head is one that a rewind went back to.
+    fn is_set_back(&self) -> bool {
+        self.rewinds().and_then(Rewinds::last).is_some_and(|rewound| self.head.lsn < rewound)
+    }
+
+    /// Takes in what is known of a new head without reading it.
+    pub(super) fn describe_head(&mut self, scope: Option<Digest>, staged_at: Lsn) {
+        if self.past.is_some() || scope.is_some() || staged_at != Lsn::ZERO {
+            self.change_past(|past| (past.scope, past.staged_at) = (scope, staged_at));
+        }
     }
 
     /// Changes what only few branches have, and gives its memory back if nothing is left of it.

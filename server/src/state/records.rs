@@ -154,6 +154,8 @@ fn written(name: &str, branch: &Branch) -> BranchState {
         rewinds: rewinds.flat_map(|(lsn, to)| [lsn.as_u64(), to]).collect(),
         staged: branch.staged().map(extra::written_staged),
         schema: branch.past.as_deref().map(|past| past.schema.clone()).unwrap_or_default(),
+        scope: branch.past.as_deref().and_then(|past| past.scope).map(extra::written_digest).unwrap_or_default(),
+        staged_at_lsn: branch.past.as_deref().map_or(0, |past| past.staged_at.as_u64()),
         ..BranchState::default()
     };
     if let Some(grant) = branch.last_grant() {
@@ -359,6 +361,7 @@ impl StateLoader {
             let schema = Bytes::copy_from_slice(&written.schema);
             branch.change_past(|past| (past.staged, past.schema) = (staged, schema));
         }
+        branch.describe_head(extra::read_digest(&written.scope)?, Lsn::from_u64(written.staged_at_lsn));
         self.branches.push((written.name.into(), branch));
         Ok(())
     }

@@ -3,12 +3,27 @@
 use std::collections::BTreeMap;
 
 use fencepost::Reason;
-use fencepost::v1::{Fingerprint, ResumeRequest};
+use fencepost::v1::{Checkpoint, Fingerprint, ResumeRequest};
 
+use super::window::{self, Digest};
 use crate::error::Refusal;
 
 /// Differences that a message spells out; the others are counted, and their names are for programs.
 const SPELLED_MAX: usize = 4;
+
+/// What a scope is known by where its words are not at hand, whatever their order. `None`: it is empty.
+pub(super) fn scope_digest(scope: &[Fingerprint]) -> Option<Digest> {
+    let mut words: Vec<(&str, &str)> = scope.iter().map(|it| (it.name.as_str(), it.value.as_str())).collect();
+    words.sort_unstable();
+    // Neither has line breaks.
+    let text: String = words.into_iter().flat_map(|(name, value)| [name, "\n", value, "\n"]).collect();
+    (!text.is_empty()).then(|| window::key(&text))
+}
+
+/// The same of a checkpoint's scope.
+pub(super) fn scope_of(checkpoint: Option<&Checkpoint>) -> Option<Digest> {
+    checkpoint.and_then(|checkpoint| scope_digest(&checkpoint.scope))
+}
 
 /// Compares the scope that a caller gives, if it gives one, with that of the head, at this sequence. Names that the caller
 /// accepts may differ.

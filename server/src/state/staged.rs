@@ -13,6 +13,7 @@ use fencepost::{Lsn, Reason, Token};
 
 use super::commit::{check_not_after, check_sequence};
 use super::dead::DeadLetters;
+use super::scope::scope_of;
 use super::{Branch, Digest, State};
 use crate::error::Refusal;
 
@@ -57,6 +58,8 @@ pub struct Staged {
     pub(super) dead_letters: u32,
     /// The fingerprint of the checkpoint's schema.
     pub(super) schema: Bytes,
+    /// The digest of the checkpoint's scope.
+    pub(super) scope: Option<Digest>,
     /// The open barrier that it has arrived at.
     pub(super) arrival: Option<Arrival>,
 }
@@ -107,6 +110,7 @@ impl Staged {
             digest: Digest::try_from(&fact.digest[..]).map_err(|_| "its digest is not 16 bytes")?,
             dead_letters: fact.dead_letters.len() as u32,
             schema: integrity.map(|it| Bytes::copy_from_slice(&it.schema_fingerprint)).unwrap_or_default(),
+            scope: scope_of(checkpoint),
             arrival: None,
         })
     }

@@ -71,6 +71,7 @@ pub(super) fn written_staged(staged: &Staged) -> StagedState {
         digest: Bytes::copy_from_slice(&staged.digest),
         dead_letters: staged.dead_letters,
         schema: staged.schema.clone(),
+        scope: staged.scope.map(written_digest).unwrap_or_default(),
         barrier: staged.barrier().unwrap_or_default().to_owned(),
         arrived_lsn: staged.arrival.as_ref().map_or(0, |arrival| arrival.lsn.as_u64()),
     }
@@ -89,6 +90,7 @@ pub(super) fn read_staged(written: StagedState) -> Result<Staged, String> {
         digest: digest(&written.digest)?,
         dead_letters: written.dead_letters,
         schema: Bytes::copy_from_slice(&written.schema),
+        scope: read_digest(&written.scope)?,
         arrival,
     })
 }
@@ -129,6 +131,15 @@ pub(super) fn dead_letters(pipeline: &mut Pipeline, written: DeadLettersState) {
     let parts = parts.map(|part| Part { branch: part.branch.into(), sequence: part.sequence, end: part.end });
     let letters = Letters { parts: parts.collect(), open: written.open };
     pipeline.dead.restore(Lsn::from_u64(written.lsn), letters);
+}
+
+pub(super) fn written_digest(digest: Digest) -> Bytes {
+    Bytes::copy_from_slice(&digest)
+}
+
+/// One that need not be there.
+pub(super) fn read_digest(bytes: &[u8]) -> Result<Option<Digest>, String> {
+    (!bytes.is_empty()).then(|| digest(bytes)).transpose()
 }
 
 fn digest(bytes: &[u8]) -> Result<Digest, String> {

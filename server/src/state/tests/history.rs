@@ -12,13 +12,14 @@ use bytes::Bytes;
 use fencepost::Payload;
 use fencepost::log::v1::StateRecord;
 use fencepost::v1::{
-    CreateSavepointRequest, DeleteSavepointRequest, ForkRequest, Policy, RewindRequest, SetPolicyRequest, fork_request,
-    rewind_request,
+    CreateSavepointRequest, DeleteSavepointRequest, Fingerprint, ForkRequest, Policy, RewindRequest, SetPolicyRequest,
+    fork_request, rewind_request,
 };
 use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
+use crate::state::rewind::Rewinds;
 use crate::state::{Keep, Place, SavepointVerdict, StateLoader};
 
 const BRANCHES: [&str; 3] = ["ewr", "jfk", "lga"];
@@ -222,6 +223,13 @@ impl History {
         fork.cloned().unwrap_or_else(|| (PIPELINE.to_owned(), BRANCHES[branch % BRANCHES.len()].to_owned()))
     }
 
+    /// What the next checkpoint says that it was made by: one of two scopes, or nothing.
+    fn scope(&self) -> Vec<Fingerprint> {
+        let number = self.store.facts.len() % 3;
+        let fingerprint = || Fingerprint { name: "code".to_owned(), value: number.to_string() };
+        (number > 0).then(fingerprint).into_iter().collect()
+    }
+
     fn grant(&mut self, branch: usize) -> Token {
         let (pipeline, name) = self.name(branch);
         let request_id = format!("request-{}", self.store.facts.len());
@@ -246,7 +254,7 @@ impl History {
             let head = self.store.state.branch(&pipeline, name).and_then(Branch::head);
             let sequence = head.map_or(0, |head| head.sequence) + 1;
             let state = Bytes::from(format!("{name} {sequence} {}", self.store.facts.len()));
-            let checkpoint = Some(Checkpoint { state, ..Checkpoint::default() });
+            let checkpoint = Some(Checkpoint { state, scope: self.scope(), ..Checkpoint::default() });
             BranchCommit {
                 branch: name.clone(),
                 token: token.as_u64(),
@@ -383,7 +391,8 @@ impl History {
             branch: name.clone(),
             ..ForkRequest::default()
         };
-        let checkpoint = Checkpoint { state: Bytes::from(format!("copy {name}")), ..Checkpoint::default() };
+        let state = Bytes::from(format!("copy {name}"));
+        let checkpoint = Checkpoint { state, scope: self.scope(), ..Checkpoint::default() };
         match self.store.state.evaluate_fork(&request, picked.sequence, picked.place.lsn, checkpoint) {
             Ok(forked) => {
                 let place = self.record(Kind::Forked(forked));
@@ -465,6 +474,10 @@ impl History {
             assert_eq!(head.map(|head| head.sequence), past.last().map(|past| past.sequence));
             if let Some(head) = head {
                 assert_readable(name, head.lsn, "the head");
+                let branch = state.branch(pipeline, name).unwrap();
+                let said = payload(&self.store.facts, head.lsn, name).unwrap().scope;
+                let is_set_back = branch.rewinds().and_then(Rewinds::last).is_some_and(|rewound| head.lsn < rewound);
+                assert_eq!(branch.is_head_of_scope(&said), !is_set_back, "{name}: {said:?}");
             }
         }
         self.check_letters();

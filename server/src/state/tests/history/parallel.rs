@@ -137,7 +137,7 @@ impl History {
             token: token.as_u64(),
             sequence,
             stage_id: stage_id.clone(),
-            checkpoint: Some(Checkpoint { state, ..Checkpoint::default() }),
+            checkpoint: Some(Checkpoint { state, scope: self.scope(), ..Checkpoint::default() }),
             dead_letters: (0..sequence % 3).map(letter).collect(),
             ..StageRequest::default()
         };
@@ -177,7 +177,8 @@ impl History {
             let (token, sequence) = (self.token(with), self.head(&pipeline, &other) + 1);
             let staged = self.staged_id(&pipeline, &other).unwrap_or_default();
             let state = Bytes::from(format!("{other} {sequence} {}", self.store.facts.len()));
-            let checkpoint = staged.is_empty().then(|| Checkpoint { state, ..Checkpoint::default() });
+            let checkpoint =
+                staged.is_empty().then(|| Checkpoint { state, scope: self.scope(), ..Checkpoint::default() });
             branches.push(BranchCommit { checkpoint, ..by_reference(other, token, sequence, staged) });
         }
         let has_arrived = |moved: &BranchCommit| {
