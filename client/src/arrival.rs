@@ -7,7 +7,7 @@ use fencepost::{Action, Applied, Reason, Token, v1};
 use tokio::time::Instant;
 
 use crate::barrier::{Barrier, aborted, is_closed};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredCheckpoint};
 use crate::commit::{Committed, Outcome};
 use crate::error::{Error, Result};
 use crate::lease::Loss;
@@ -23,13 +23,14 @@ impl Worker {
     /// have staged. Returns the barrier as it is then; if this was the last arrival it is committed, and the worker stands at
     /// the checkpoint. Otherwise [`Worker::wait_at`] waits for that.
     ///
-    /// The same again is success. If the barrier does not take it, because it is closed (`BARRIER_CLOSED`: this is late
+    /// The same again is success, also once it is committed; other content is late then. If the barrier does not take it, because it is closed (`BARRIER_CLOSED`: this is late
     /// data), aborted, or not there, then nothing is staged any more and the worker stands where it stood.
     pub async fn arrive(&self, barrier: impl Into<String>, checkpoint: Checkpoint) -> Result<v1::Barrier> {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
-        if let Some(done) = self.committed_by(&barrier).await? {
+        let content = checkpoint.clone().into_message().checkpoint.unwrap_or_default();
+        if let Some(done) = self.committed_by(&barrier, |head| head.is_of(&content)).await? {
             return Ok(done);
         }
         // The sequence tells what comes late from what was committed. What is cut off of the longest names need not be in
@@ -57,9 +58,9 @@ impl Worker {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
-        match self.committed_by(&barrier).await? {
-            Some(done) if self.staged().is_none() => Ok(done),
-            _ => self.arrive_within(&barrier, deadline).await,
+        match self.committed_by(&barrier, |_| self.staged().is_none()).await? {
+            Some(done) => Ok(done),
+            None => self.arrive_within(&barrier, deadline).await,
         }
     }
 
@@ -79,6 +80,7 @@ impl Worker {
         let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
         let sent = asked.sent;
         let one_was_lost = asked.one_was_lost || staged.barrier().is_some();
+        let sequence = staged.sequence();
         let error = match self.undoubted(asked) {
             Ok(answer) => {
                 let now = answer.barrier.unwrap_or_default();
@@ -99,7 +101,7 @@ impl Worker {
             } else if matches!(error.reason(), Some(Reason::BarrierClosed | Reason::BarrierAborted)) {
                 // An earlier attempt may have arrived, and been the last to.
                 self.settle_arrival(barrier, deadline).await?;
-                if let Some(done) = self.committed_by(barrier).await? {
+                if let Some(done) = self.committed_by(barrier, |head| head.sequence() == sequence).await? {
                     return Ok(done);
                 }
             }
@@ -203,9 +205,14 @@ impl Worker {
         Ok(())
     }
 
-    /// The barrier, if it committed the checkpoint that the worker stands at.
-    async fn committed_by(&self, barrier: &str) -> Result<Option<v1::Barrier>> {
-        let Some(head) = self.head().filter(|head| head.barrier() == Some(barrier)) else { return Ok(None) };
+    /// The barrier, if it committed the checkpoint that the worker stands at, and that is what was meant.
+    async fn committed_by(
+        &self,
+        barrier: &str,
+        is_meant: impl FnOnce(&StoredCheckpoint) -> bool,
+    ) -> Result<Option<v1::Barrier>> {
+        let head = self.head().filter(|head| head.barrier() == Some(barrier) && is_meant(head));
+        let Some(head) = head else { return Ok(None) };
         // The name may have been used again since.
         Ok(Some(self.at(barrier).get().await?).filter(|now| now.closed_lsn == head.lsn().as_u64()))
     }

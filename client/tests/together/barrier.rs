@@ -211,6 +211,30 @@ async fn what_comes_too_late_is_told_so_and_is_committed_beside() {
 }
 
 #[tokio::test]
+async fn other_content_for_a_barrier_that_has_just_committed_this_branch_comes_too_late() {
+    for is_lost in [false, true] {
+        let store = Store::open().await;
+        let (jfk, road) = (store.worker("jfk").await, store.road());
+        open(&store).await;
+        let lga = road.worker("lga").await;
+        jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+        let day = Checkpoint::at("20").state("the day").rows_in(3);
+        let closed = lga.arrive(DAY, day.clone()).await.unwrap();
+        for other in [Checkpoint::at("20").state("more of it").rows_in(3), day.clone().rows_in(4), Checkpoint::at("21")]
+        {
+            if is_lost {
+                road.lose("Arrive", Lost::Answer);
+            }
+            let error = lga.arrive(DAY, other).await.unwrap_err();
+            assert_eq!((error.reason(), error.applied()), (Some(Reason::BarrierClosed), Applied::No), "{error}");
+            assert_eq!((lga.sequence(), lga.staged()), (1, None), "nothing is in the way");
+        }
+        assert_eq!(lga.arrive(DAY, day).await.unwrap(), closed, "the same again");
+        assert_eq!(lga.commit(Checkpoint::at("22")).await.unwrap().sequence, 2);
+    }
+}
+
+#[tokio::test]
 async fn what_comes_too_late_is_told_so_also_under_the_id_of_what_was_there() {
     let store = Store::open().await;
     let (jfk, lga) = two_workers(&store).await;
