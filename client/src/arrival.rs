@@ -12,7 +12,7 @@ use crate::commit::{Committed, Outcome};
 use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::rpc::barriers;
-use crate::staged::nothing_staged;
+use crate::staged::{Staged, nothing_staged};
 use crate::worker::Worker;
 
 /// Longest id of a stage, as the protocol has it.
@@ -187,6 +187,11 @@ impl Worker {
             self.set_staged((!is_gone).then(|| staged.arrived(None)));
             return Ok(());
         }
+        self.take_in_committed(staged).await
+    }
+
+    /// What was staged is committed, unless the barrier was committed without it.
+    pub(crate) async fn take_in_committed(&self, staged: Staged) -> Result<()> {
         let head = self.as_branch().head_without_state().await?;
         let token = Token::from_u64(head.token);
         if token > self.token() || head.sequence > staged.sequence() {

@@ -167,7 +167,8 @@ impl Worker {
     /// Gives up what is staged, for a reason that is kept in the log: the sink did not commit it, and will not. The branch
     /// stays where it is. An arrival at a barrier is withdrawn with it.
     ///
-    /// Repeats itself until it is answered; that it is not there any more is success.
+    /// Repeats itself until it is answered; that it is not there any more is success. Unless it is committed: a barrier that it
+    /// had arrived at may do that at any moment. Then the worker stands at it, and the error is `BARRIER_CLOSED`.
     pub async fn discard_staged(&self, reason: impl Into<String>) -> Result<()> {
         let deadline = self.commit_deadline();
         let mut turn = self.turn.lock().await;
@@ -191,7 +192,14 @@ impl Worker {
         let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
         match asked.result {
             Ok(_) => self.lease.renewed(asked.sent),
-            Err(error) if error.reason() == Some(Reason::StateMissing) => {}
+            Err(error) if error.reason() == Some(Reason::StateMissing) => {
+                if error.actual_head().is_some_and(|head| head >= staged.sequence()) {
+                    self.take_in_committed(staged.clone()).await?;
+                    let head = self.head();
+                    let barrier = head.as_ref().and_then(StoredCheckpoint::barrier);
+                    return Err(barrier.map_or(error, |barrier| is_committed(staged, barrier)));
+                }
+            }
             Err(error) => {
                 self.note_loss(&error);
                 return Err(error);
@@ -279,6 +287,18 @@ impl Worker {
     pub(crate) fn commit_deadline(&self) -> Instant {
         Instant::now() + self.client.shared.rpc.options.commit_deadline
     }
+}
+
+/// What is said to whoever would discard what is committed already.
+fn is_committed(staged: &Staged, barrier: &str) -> Error {
+    let (id, sequence) = (staged.id(), staged.sequence());
+    let message = format!(
+        "'{id}' was committed as sequence {sequence} by barrier '{barrier}' before it could be discarded: go on from there, or \
+         rewind the branch"
+    );
+    let metadata = [("applied", "no"), ("barrier", barrier), ("stage_id", id)];
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Error::from_refusal(v1::Refusal { reason: Reason::BarrierClosed.as_str().to_owned(), message, metadata })
 }
 
 pub(crate) fn nothing_staged(branch: &str) -> Error {

@@ -152,6 +152,30 @@ async fn an_arrival_that_was_given_up_half_way_is_settled_before_the_next_operat
 }
 
 #[tokio::test]
+async fn what_a_barrier_has_committed_is_not_called_discarded() {
+    let store = Store::open().await;
+    open(&store).await;
+    let lga = store.worker("lga").await;
+    // Two steps each for the resume, the stage, the arrival and the look at the barrier: the discard is on its way.
+    let fuse = Fuse::new(9);
+    let jfk = store.road_with(&fuse).worker("jfk").await;
+    jfk.arrive(DAY, Checkpoint::at("10").state("of jfk")).await.unwrap();
+    let overtake = async {
+        fuse.blown().await;
+        assert_eq!(lga.arrive(DAY, Checkpoint::at("20")).await.unwrap().state(), BarrierState::Committed);
+        fuse.mend();
+    };
+    let (discarded, ()) = tokio::join!(jfk.discard_staged("not wanted"), overtake);
+    let error = discarded.unwrap_err();
+    assert_eq!((error.reason(), error.applied()), (Some(Reason::BarrierClosed), Applied::No), "{error}");
+    for part in [DAY, "as sequence 1", "before it could be discarded"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert_eq!((head_of(&jfk), jfk.staged()), ((1, Some(DAY.to_owned()), "10".to_owned()), None));
+    assert_eq!(jfk.commit(Checkpoint::at("11")).await.unwrap().sequence, 2);
+}
+
+#[tokio::test]
 async fn whoever_waits_for_a_barrier_that_is_aborted_is_told_who_was_missing_and_goes_on_at_its_head() {
     let store = Store::open().await;
     let (jfk, _lga) = two_workers(&store).await;
