@@ -46,8 +46,9 @@ impl Worker {
         };
         let is_refused = error.applied() == Applied::No && !matches!(error.action(), Action::Retry | Action::Reacquire);
         if is_refused && let Some(staged) = self.staged() {
-            // If this fails it stays staged, and the branch says so to whatever comes next.
-            let _ = self.discard(&staged, format!("barrier '{barrier}' does not take it"), deadline).await;
+            // If this is not answered it is settled before the next operation. Refused, the branch says so to that.
+            let reason = format!("barrier '{barrier}' does not take it");
+            let _ = self.discard_within(&mut turn, &staged, reason, deadline).await;
         }
         Err(error)
     }

@@ -2,8 +2,8 @@
 //! committed by reference, or discarded if it was not done. [`TwoPhase`](crate::TwoPhase) does it with a sink, and
 //! [`Worker::arrive`] with the other branches of a barrier.
 //!
-//! A stage whose answer was lost is settled by sending it again, before the worker does anything else: under its id it has
-//! one effect, and it moves no head.
+//! A stage or a discard whose answer was lost is settled by sending it again, before the worker does anything else: under
+//! its id it has one effect, and it moves no head.
 
 use std::sync::PoisonError;
 
@@ -167,46 +167,34 @@ impl Worker {
     /// Gives up what is staged, for a reason that is kept in the log: the sink did not commit it, and will not. The branch
     /// stays where it is. An arrival at a barrier is withdrawn with it.
     ///
-    /// Repeats itself until it is answered; that it is not there any more is success. Unless it is committed: a barrier that it
-    /// had arrived at may do that at any moment. Then the worker stands at it, and the error is `BARRIER_CLOSED`.
+    /// Repeats itself for as long as the client's commit deadline allows, and what is not known by then is settled like a
+    /// stage; that it is not there any more is success. Unless it is committed: a barrier that it had arrived at may do that
+    /// at any moment. Then the worker stands at it, and the error is `BARRIER_CLOSED`.
     pub async fn discard_staged(&self, reason: impl Into<String>) -> Result<()> {
         let deadline = self.commit_deadline();
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
         let Some(staged) = self.staged() else { return Err(nothing_staged(self.branch())) };
-        self.discard(&staged, reason.into(), deadline).await
+        self.discard_within(&mut turn, &staged, reason.into(), deadline).await
     }
 
     /// The same within a turn.
-    pub(crate) async fn discard(&self, staged: &Staged, reason: String, deadline: Instant) -> Result<()> {
-        let request = v1::DiscardStagedRequest {
+    pub(crate) async fn discard_within(
+        &self,
+        turn: &mut Turn,
+        staged: &Staged,
+        reason: String,
+        deadline: Instant,
+    ) -> Result<()> {
+        turn.discarding = Some(v1::DiscardStagedRequest {
             cluster: None,
             pipeline: self.pipeline().to_owned(),
             branch: self.branch().to_owned(),
             token: self.token().as_u64(),
             stage_id: staged.id().to_owned(),
             reason,
-        };
-        let rpc = &self.client.shared.rpc;
-        let send = async |channel, request| commits(channel).discard_staged(request).await;
-        let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
-        match asked.result {
-            Ok(_) => self.lease.renewed(asked.sent),
-            Err(error) if error.reason() == Some(Reason::StateMissing) => {
-                if error.actual_head().is_some_and(|head| head >= staged.sequence()) {
-                    self.take_in_committed(staged.clone()).await?;
-                    let head = self.head();
-                    let barrier = head.as_ref().and_then(StoredCheckpoint::barrier);
-                    return Err(barrier.map_or(error, |barrier| is_committed(staged, barrier)));
-                }
-            }
-            Err(error) => {
-                self.note_loss(&error);
-                return Err(error);
-            }
-        }
-        self.set_staged(None);
-        Ok(())
+        });
+        self.send_discard(turn, deadline).await
     }
 
     /// Finds out how what is in doubt ended.
@@ -224,12 +212,14 @@ impl Worker {
         }
     }
 
-    /// Finds out how a stage ended, if one is in doubt. That it was refused in the end is no error of whatever comes next.
-    pub(crate) async fn settle_stage(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
-        match self.send_stage(turn, deadline).await {
-            Err(error) if turn.staging.is_some() => Err(error),
-            _ => Ok(()),
-        }
+    /// Finds out how a stage or a discard ended, if one is in doubt. That it was refused in the end is no error of whatever
+    /// comes next.
+    pub(crate) async fn settle_staged(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
+        let sent = match self.send_stage(turn, deadline).await {
+            Ok(()) => self.send_discard(turn, deadline).await,
+            refused => refused,
+        };
+        if turn.staging.is_some() || turn.discarding.is_some() { sent } else { Ok(()) }
     }
 
     /// Sends the stage of this turn, if there is one, until it is known how it ended.
@@ -257,6 +247,43 @@ impl Worker {
                 Err(error)
             }
         }
+    }
+
+    /// Sends the discard of this turn, if there is one, until it is known how it ended.
+    async fn send_discard(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
+        let Some(request) = turn.discarding.clone() else { return Ok(()) };
+        let rpc = &self.client.shared.rpc;
+        let send = async |channel, request| commits(channel).discard_staged(request).await;
+        let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
+        let sent = asked.sent;
+        let discarded = match self.undoubted(asked) {
+            Ok(_) => {
+                self.lease.renewed(sent);
+                self.set_staged(None);
+                Ok(())
+            }
+            Err(error) if error.reason() == Some(Reason::StateMissing) => self.take_in_missing(error).await,
+            Err(error) => {
+                self.note_loss(&error);
+                Err(error)
+            }
+        };
+        if discarded.as_ref().err().is_none_or(|error| error.applied() == Applied::No) {
+            turn.discarding = None;
+        }
+        discarded
+    }
+
+    /// What was to be discarded is not there: an earlier attempt did it, or it is committed.
+    async fn take_in_missing(&self, error: Error) -> Result<()> {
+        if let Some(staged) = self.staged().filter(|staged| error.actual_head() >= Some(staged.sequence())) {
+            self.take_in_committed(staged.clone()).await?;
+            let head = self.head();
+            let barrier = head.as_ref().and_then(StoredCheckpoint::barrier);
+            return Err(barrier.map_or(error, |barrier| is_committed(&staged, barrier)));
+        }
+        self.set_staged(None);
+        Ok(())
     }
 
     /// What an idempotent request came to. If an attempt was lost and the last one was only put off, it is not known.

@@ -149,17 +149,40 @@ async fn a_stage_that_is_in_doubt_at_the_deadline_is_settled_before_the_next_ope
 #[tokio::test]
 async fn that_nothing_is_staged_any_more_is_no_loss_of_the_lease() {
     let store = Store::open().await;
-    // Two steps each for the resume and the stage; the sixth is after the discard.
-    let fuse = Fuse::new(6);
+    store.pipeline().open_barrier("friday").participants(["jfk", "lga"]).open().await.unwrap();
+    // Two steps each for the resume, the stage, the arrival and the look at the barrier: the commit is on its way.
+    let fuse = Fuse::new(9);
     let worker = store.road_with(&fuse).worker("jfk").await;
-    worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
-    tokio::select! {
-        discarded = worker.discard_staged("not wanted") => panic!("{discarded:?}"),
-        () = fuse.blown() => {}
-    }
-    let gone = worker.commit_staged().await.unwrap_err();
+    worker.arrive("friday", Checkpoint::at("10")).await.unwrap();
+    let overtake = async {
+        fuse.blown().await;
+        store.pipeline().barrier("friday").abort("ada", "a test").await.unwrap();
+        fuse.mend();
+    };
+    let (committed, ()) = tokio::join!(worker.commit_staged(), overtake);
+    let gone = committed.unwrap_err();
     assert_eq!((gone.reason(), worker.staged()), (Some(Reason::StateMissing), None), "{gone}");
     assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+}
+
+#[tokio::test]
+async fn a_discard_that_was_given_up_half_way_is_settled_before_the_next_operation() {
+    // Two steps each for the resume and the stage; then before the discard was there, and after.
+    for steps in [5, 6] {
+        let store = Store::open().await;
+        let fuse = Fuse::new(steps);
+        let road = store.road_with(&fuse);
+        let worker = road.worker("jfk").await;
+        worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
+        tokio::select! {
+            discarded = worker.discard_staged("not wanted") => panic!("{discarded:?}"),
+            () = fuse.blown() => {}
+        }
+        let nothing = worker.commit_staged().await.unwrap_err();
+        assert!(matches!(nothing, Error::Invalid { field: "staged", .. }), "{nothing}");
+        assert_eq!((worker.staged(), road.count("DiscardStaged")), (None, 2));
+        assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+    }
 }
 
 #[tokio::test]
