@@ -7,6 +7,8 @@
 
 use std::sync::PoisonError;
 
+use fencepost::log::v1::Fact;
+use fencepost::log::v1::fact::Kind;
 use fencepost::{Applied, Lsn, Reason, Token, v1};
 use tokio::time::Instant;
 
@@ -15,6 +17,7 @@ use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::rpc::{Asked, commits};
+use crate::tail::Tail;
 use crate::worker::{Turn, Worker};
 
 /// What a branch has staged: durable, and no resume point yet. Cloning it does not copy the payload.
@@ -23,7 +26,7 @@ pub struct Staged {
     id: String,
     at_ms: u64,
     checkpoint: StoredCheckpoint,
-    /// Those that come with it, if this worker staged it.
+    /// Those that come with it, unless a resume found it: that does not tell them.
     dead_letters: Vec<v1::DeadLetter>,
     /// The barrier that it has arrived at, or may have.
     barrier: Option<String>,
@@ -284,6 +287,32 @@ impl Worker {
         }
         self.set_staged(None);
         Ok(())
+    }
+
+    /// What the branch has staged, as the server has it. It can be what this worker does not know of: a late copy of a stage
+    /// that it has discarded since.
+    pub(crate) async fn look_for_staged(&self, deadline: Instant) -> Result<Option<Staged>> {
+        let search = async {
+            let Some(told) = self.as_branch().staged().await? else { return Ok(None) };
+            if let Some(known) = self.staged().filter(|known| known.lsn().as_u64() == told.lsn) {
+                return Ok(Some(known));
+            }
+            // A list leaves the checkpoint out. The fact has it. If that is gone it was discarded or committed meanwhile.
+            let tail = Tail::left_from(Lsn::from_u64(told.lsn)).pipeline(self.pipeline()).branch(self.branch());
+            let first = self.client.tail(tail).next().await.transpose()?;
+            let Some((_, Fact { kind: Some(Kind::Staged(fact)), .. })) =
+                first.filter(|(lsn, _)| lsn.as_u64() == told.lsn)
+            else {
+                return Ok(None);
+            };
+            let told = v1::StagedCheckpoint { checkpoint: fact.checkpoint, ..told };
+            let staged = Staged::from_message(self.pipeline(), self.branch(), told);
+            staged.checkpoint.verify()?;
+            Ok(Some(Staged { dead_letters: fact.dead_letters, ..staged }))
+        };
+        let cause = || format!("what branch '{}' has staged could not be found out in time", self.branch());
+        let late = |_| Err(Error::Unanswered { endpoint: self.client.endpoint().to_owned(), cause: cause() });
+        tokio::time::timeout_at(deadline, search).await.unwrap_or_else(late)
     }
 
     /// What an idempotent request came to. If an attempt was lost and the last one was only put off, it is not known.

@@ -162,16 +162,20 @@ impl Worker {
         self.lease.validity()
     }
 
-    /// Reads the head again, after an error whose action is [`fencepost::Action::Resync`].
+    /// Reads the head again and what is staged, after an error whose action is [`fencepost::Action::Resync`].
     pub async fn resync(&self) -> Result<Option<StoredCheckpoint>> {
         let mut turn = self.turn.lock().await;
-        self.settle(&mut turn, self.commit_deadline()).await?;
+        let deadline = self.commit_deadline();
+        self.settle(&mut turn, deadline).await?;
+        // In this order, because what is staged can become the head meanwhile.
+        let staged = self.look_for_staged(deadline).await?;
         let head = match self.as_branch().head().await {
             Ok(head) => Some(head),
             Err(error) if error.reason() == Some(Reason::StateMissing) => None,
             Err(error) => return Err(error),
         };
         self.move_to(head.clone());
+        self.set_staged(staged.filter(|staged| staged.sequence() > self.sequence()));
         Ok(head)
     }
 
