@@ -79,17 +79,14 @@ impl Worker {
         let rpc = &self.client.shared.rpc;
         let send = async |channel, request| barriers(channel).arrive(request).await;
         let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
-        let sent = asked.sent;
         let one_was_lost = asked.one_was_lost || staged.barrier().is_some();
         let sequence = staged.sequence();
         let error = match self.undoubted(asked) {
             Ok(answer) => {
                 let now = answer.barrier.unwrap_or_default();
+                // The lease counts on from before: the answer to a repetition, which is no sign of life, looks like any other.
                 if is_closed(&now) {
-                    // That it was there is told to a fenced worker too.
                     self.take_in_closed(&now).await?;
-                } else {
-                    self.lease.renewed(sent);
                 }
                 return Ok(now);
             }

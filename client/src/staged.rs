@@ -281,9 +281,8 @@ impl Worker {
     async fn take_in_missing(&self, error: Error) -> Result<()> {
         if let Some(staged) = self.staged().filter(|staged| error.actual_head() >= Some(staged.sequence())) {
             self.take_in_committed(staged.clone()).await?;
-            let head = self.head();
-            let barrier = head.as_ref().and_then(StoredCheckpoint::barrier);
-            return Err(barrier.map_or(error, |barrier| is_committed(&staged, barrier)));
+            let by_barrier = self.head().filter(|head| head.barrier().is_some());
+            return Err(by_barrier.map_or(error, |head| is_committed(&staged, &head)));
         }
         self.set_staged(None);
         Ok(())
@@ -346,13 +345,14 @@ impl Worker {
 }
 
 /// What is said to whoever would discard what is committed already.
-fn is_committed(staged: &Staged, barrier: &str) -> Error {
-    let (id, sequence) = (staged.id(), staged.sequence());
+fn is_committed(staged: &Staged, head: &StoredCheckpoint) -> Error {
+    let (id, sequence, barrier) = (staged.id(), head.sequence(), head.barrier().unwrap_or_default());
     let message = format!(
         "'{id}' was committed as sequence {sequence} by barrier '{barrier}' before it could be discarded: go on from there, or \
          rewind the branch"
     );
-    let metadata = [("applied", "no"), ("barrier", barrier), ("stage_id", id)];
+    let closed_lsn = head.lsn().as_u64().to_string();
+    let metadata = [("applied", "no"), ("barrier", barrier), ("closed_lsn", &closed_lsn), ("stage_id", id)];
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     Error::from_refusal(v1::Refusal { reason: Reason::BarrierClosed.as_str().to_owned(), message, metadata })
 }

@@ -119,6 +119,22 @@ async fn an_arrival_has_one_effect_whatever_is_lost() {
 }
 
 #[tokio::test]
+async fn a_repeated_arrival_is_no_sign_of_life() {
+    let store = Store::open().await;
+    open(&store).await;
+    let jfk = store.worker("jfk").await;
+    jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+    // Long enough before the first keepalive, which is one.
+    let later = jfk.ttl() * 88 / 100;
+    while jfk.validity() > later {
+        tokio::task::yield_now().await;
+    }
+    jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+    jfk.arrive_staged(DAY).await.unwrap();
+    assert!(jfk.validity() < later, "{:?}", jfk.validity());
+}
+
+#[tokio::test]
 async fn an_arrival_that_was_given_up_half_way_is_settled_before_the_next_operation() {
     // Two steps for the resume, two for the stage; then before the arrival was there, and after.
     for (steps, was_there) in [(5, false), (6, true)] {
@@ -171,6 +187,8 @@ async fn what_a_barrier_has_committed_is_not_called_discarded() {
     for part in [DAY, "as sequence 1", "before it could be discarded"] {
         assert!(error.to_string().contains(part), "{error}");
     }
+    let closed = store.pipeline().barrier(DAY).get().await.unwrap().closed_lsn;
+    assert_eq!(error.refusal().unwrap().metadata()["closed_lsn"], closed.to_string());
     assert_eq!((head_of(&jfk), jfk.staged()), ((1, Some(DAY.to_owned()), "10".to_owned()), None));
     assert_eq!(jfk.commit(Checkpoint::at("11")).await.unwrap().sequence, 2);
 }
