@@ -23,8 +23,13 @@ impl Worker {
     /// have staged. Returns the barrier as it is then; if this was the last arrival it is committed, and the worker stands at
     /// the checkpoint. Otherwise [`Worker::wait_at`] waits for that.
     ///
-    /// The same again is success, also once it is committed; other content is late then. If the barrier does not take it, because it is closed (`BARRIER_CLOSED`: this is late
-    /// data), aborted, or not there, then nothing is staged any more and the worker stands where it stood.
+    /// A barrier that is given up, by somebody or by its deadline, discards what has arrived. So what is handed in here must
+    /// not be in a sink yet: apply it once [`Worker::wait_at`] says that the barrier is committed, and again if a resume finds
+    /// it as the head and the sink does not have it.
+    ///
+    /// The same again is success, also once it is committed; other content is late then. If the barrier does not take it,
+    /// because it is closed (`BARRIER_CLOSED`: this is late data), aborted, or not there, then nothing is staged any more and
+    /// the worker stands where it stood.
     pub async fn arrive(&self, barrier: impl Into<String>, checkpoint: Checkpoint) -> Result<v1::Barrier> {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
@@ -54,7 +59,8 @@ impl Worker {
     }
 
     /// Arrives at the barrier with what is staged already: by this worker, or by the one before, whose own arrival ended with
-    /// it. The same again is success. If the barrier does not take it, it stays staged.
+    /// it. The same again is success. If the barrier does not take it, it stays staged. If it is given up after that, what has
+    /// arrived is discarded, as with [`Worker::arrive`].
     pub async fn arrive_staged(&self, barrier: impl Into<String>) -> Result<v1::Barrier> {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
