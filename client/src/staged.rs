@@ -281,7 +281,8 @@ impl Worker {
     async fn take_in_missing(&self, error: Error) -> Result<()> {
         if let Some(staged) = self.staged().filter(|staged| error.actual_head() >= Some(staged.sequence())) {
             self.take_in_committed(staged.clone()).await?;
-            let by_barrier = self.head().filter(|head| head.barrier().is_some());
+            let is_it = |head: &StoredCheckpoint| head.sequence() == staged.sequence() && head.barrier().is_some();
+            let by_barrier = self.head().filter(is_it);
             return Err(by_barrier.map_or(error, |head| is_committed(&staged, &head)));
         }
         self.set_staged(None);
