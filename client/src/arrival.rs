@@ -7,12 +7,12 @@ use fencepost::{Action, Applied, Reason, Token, v1};
 use tokio::time::Instant;
 
 use crate::barrier::{Barrier, aborted, is_closed};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredCheckpoint};
 use crate::commit::{Committed, Outcome};
 use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::rpc::barriers;
-use crate::staged::nothing_staged;
+use crate::staged::{Staged, nothing_staged};
 use crate::worker::Worker;
 
 /// Longest id of a stage, as the protocol has it.
@@ -23,13 +23,19 @@ impl Worker {
     /// have staged. Returns the barrier as it is then; if this was the last arrival it is committed, and the worker stands at
     /// the checkpoint. Otherwise [`Worker::wait_at`] waits for that.
     ///
-    /// The same again is success. If the barrier does not take it, because it is closed (`BARRIER_CLOSED`: this is late
-    /// data), aborted, or not there, then nothing is staged any more and the worker stands where it stood.
+    /// A barrier that is given up, by somebody or by its deadline, discards what has arrived. So what is handed in here must
+    /// not be in a sink yet: apply it once [`Worker::wait_at`] says that the barrier is committed, and again if a resume finds
+    /// it as the head and the sink does not have it.
+    ///
+    /// The same again is success, also once it is committed; other content is late then. If the barrier does not take it,
+    /// because it is closed (`BARRIER_CLOSED`: this is late data), aborted, or not there, then nothing is staged any more and
+    /// the worker stands where it stood.
     pub async fn arrive(&self, barrier: impl Into<String>, checkpoint: Checkpoint) -> Result<v1::Barrier> {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
-        if let Some(done) = self.committed_by(&barrier).await? {
+        let content = checkpoint.clone().into_message().checkpoint.unwrap_or_default();
+        if let Some(done) = self.committed_by(&barrier, |head| head.is_of(&content)).await? {
             return Ok(done);
         }
         // The sequence tells what comes late from what was committed. What is cut off of the longest names need not be in
@@ -45,21 +51,23 @@ impl Worker {
         };
         let is_refused = error.applied() == Applied::No && !matches!(error.action(), Action::Retry | Action::Reacquire);
         if is_refused && let Some(staged) = self.staged() {
-            // If this fails it stays staged, and the branch says so to whatever comes next.
-            let _ = self.discard(&staged, format!("barrier '{barrier}' does not take it"), deadline).await;
+            // If this is not answered it is settled before the next operation. Refused, the branch says so to that.
+            let reason = format!("barrier '{barrier}' does not take it");
+            let _ = self.discard_within(&mut turn, &staged, reason, deadline).await;
         }
         Err(error)
     }
 
     /// Arrives at the barrier with what is staged already: by this worker, or by the one before, whose own arrival ended with
-    /// it. The same again is success. If the barrier does not take it, it stays staged.
+    /// it. The same again is success. If the barrier does not take it, it stays staged. If it is given up after that, what has
+    /// arrived is discarded, as with [`Worker::arrive`].
     pub async fn arrive_staged(&self, barrier: impl Into<String>) -> Result<v1::Barrier> {
         let (barrier, deadline) = (barrier.into(), self.commit_deadline());
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
-        match self.committed_by(&barrier).await? {
-            Some(done) if self.staged().is_none() => Ok(done),
-            _ => self.arrive_within(&barrier, deadline).await,
+        match self.committed_by(&barrier, |_| self.staged().is_none()).await? {
+            Some(done) => Ok(done),
+            None => self.arrive_within(&barrier, deadline).await,
         }
     }
 
@@ -77,16 +85,14 @@ impl Worker {
         let rpc = &self.client.shared.rpc;
         let send = async |channel, request| barriers(channel).arrive(request).await;
         let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
-        let sent = asked.sent;
         let one_was_lost = asked.one_was_lost || staged.barrier().is_some();
+        let sequence = staged.sequence();
         let error = match self.undoubted(asked) {
             Ok(answer) => {
                 let now = answer.barrier.unwrap_or_default();
+                // The lease counts on from before: the answer to a repetition, which is no sign of life, looks like any other.
                 if is_closed(&now) {
-                    // That it was there is told to a fenced worker too.
                     self.take_in_closed(&now).await?;
-                } else {
-                    self.lease.renewed(sent);
                 }
                 return Ok(now);
             }
@@ -99,7 +105,7 @@ impl Worker {
             } else if matches!(error.reason(), Some(Reason::BarrierClosed | Reason::BarrierAborted)) {
                 // An earlier attempt may have arrived, and been the last to.
                 self.settle_arrival(barrier, deadline).await?;
-                if let Some(done) = self.committed_by(barrier).await? {
+                if let Some(done) = self.committed_by(barrier, |head| head.sequence() == sequence).await? {
                     return Ok(done);
                 }
             }
@@ -185,6 +191,11 @@ impl Worker {
             self.set_staged((!is_gone).then(|| staged.arrived(None)));
             return Ok(());
         }
+        self.take_in_committed(staged).await
+    }
+
+    /// What was staged is committed, unless the barrier was committed without it.
+    pub(crate) async fn take_in_committed(&self, staged: Staged) -> Result<()> {
         let head = self.as_branch().head_without_state().await?;
         let token = Token::from_u64(head.token);
         if token > self.token() || head.sequence > staged.sequence() {
@@ -203,9 +214,14 @@ impl Worker {
         Ok(())
     }
 
-    /// The barrier, if it committed the checkpoint that the worker stands at.
-    async fn committed_by(&self, barrier: &str) -> Result<Option<v1::Barrier>> {
-        let Some(head) = self.head().filter(|head| head.barrier() == Some(barrier)) else { return Ok(None) };
+    /// The barrier, if it committed the checkpoint that the worker stands at, and that is what was meant.
+    async fn committed_by(
+        &self,
+        barrier: &str,
+        is_meant: impl FnOnce(&StoredCheckpoint) -> bool,
+    ) -> Result<Option<v1::Barrier>> {
+        let head = self.head().filter(|head| head.barrier() == Some(barrier) && is_meant(head));
+        let Some(head) = head else { return Ok(None) };
         // The name may have been used again since.
         Ok(Some(self.at(barrier).get().await?).filter(|now| now.closed_lsn == head.lsn().as_u64()))
     }

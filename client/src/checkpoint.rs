@@ -292,6 +292,12 @@ impl StoredCheckpoint {
         self.checkpoint == *checkpoint
     }
 
+    /// Whether this is that work, as far as can be told without the state: the checksum stands for it.
+    pub(crate) fn is_of(&self, checkpoint: &v1::Checkpoint) -> bool {
+        let of = |it: &v1::Checkpoint| (it.payload_crc32, it.position.clone(), it.integrity.clone());
+        of(&self.checkpoint) == of(checkpoint)
+    }
+
     /// The same with what the server says about it.
     pub(crate) fn described(self, by: v1::StoredCheckpoint) -> StoredCheckpoint {
         StoredCheckpoint { message: v1::StoredCheckpoint { checkpoint: None, ..by }, checkpoint: self.checkpoint }

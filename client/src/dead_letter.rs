@@ -6,13 +6,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use fencepost::{Lsn, Reason, TraceParent, v1};
+use fencepost::log::v1::fact::Kind;
+use fencepost::{Lsn, TraceParent, v1};
 
 use crate::checkpoint::Checkpoint;
 use crate::commit::Committed;
 use crate::error::Result;
 use crate::history::recorded;
 use crate::listing::Listing;
+use crate::once::Once;
 use crate::pipeline::{Branch, Pipeline};
 use crate::resume::Resume;
 use crate::rpc::dead_letters;
@@ -213,19 +215,22 @@ recorded!(DiscardDeadLetters);
 
 impl DiscardDeadLetters {
     /// Sends it until it is answered. Needs a [`DiscardDeadLetters::reason`]. If one of them is not open none is given up:
-    /// `DEAD_LETTER_HANDLED`. After an attempt that was not answered that is success.
+    /// `DEAD_LETTER_HANDLED`. After an attempt that was not answered the log tells whether it was this request that handled
+    /// them; only then that is success.
     pub async fn send(self) -> Result<()> {
-        let rpc = &self.pipeline.client().shared.rpc;
-        let asked = rpc
-            .ask_each(self.request, rpc.options.request_timeout, rpc.deadline(), |channel, request| async move {
-                dead_letters(channel).discard_dead_letters(request).await
-            })
-            .await;
-        match asked.result {
-            Err(error) if asked.one_was_lost && error.reason() == Some(Reason::DeadLetterHandled) => Ok(()),
-            result => result.map(drop),
-        }
+        let DiscardDeadLetters { pipeline, request } = self;
+        let call = Once::begin(pipeline.client(), pipeline.name(), "").await?;
+        let asked = request.clone();
+        let send = async |channel, request| dead_letters(channel).discard_dead_letters(request).await;
+        call.send(request, send, |kind| did_discard(kind, &asked)).await.map(drop)
     }
+}
+
+/// What the server would have answered, if the fact is what the request asked for.
+fn did_discard(kind: Kind, asked: &v1::DiscardDeadLettersRequest) -> Option<v1::DiscardDeadLettersResponse> {
+    let Kind::DeadLettersDiscarded(fact) = kind else { return None };
+    let is_it = fact.letters == asked.letters && fact.actor == asked.actor && fact.reason == asked.reason;
+    is_it.then(v1::DiscardDeadLettersResponse::default)
 }
 
 /// A worker that processes dead letters after all: the oldest first, each commit with those that it did.

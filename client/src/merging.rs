@@ -111,7 +111,6 @@ impl Worker {
         let sent = asked.sent;
         match self.undoubted(asked) {
             Ok(answer) => {
-                turn.doubt = None;
                 if !answer.already {
                     self.lease.renewed(sent);
                 }
@@ -122,6 +121,8 @@ impl Worker {
                     already: answer.already,
                 };
                 self.take_in_merged(&doubt, &merged).await?;
+                // Not before: until then this worker may stand behind what it has merged.
+                turn.doubt = None;
                 Ok(merged)
             }
             Err(error) if error.applied() == Applied::No => {

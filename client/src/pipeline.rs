@@ -78,6 +78,17 @@ impl Branch {
         Ok(self.get_head(true).await?.unwrap_or_default())
     }
 
+    /// What is staged, without the checkpoint itself. Only a list tells, so it reads those of the branches before it too.
+    pub(crate) async fn staged(&self) -> Result<Option<v1::StagedCheckpoint>> {
+        let mut branches = self.client.list_branches(self.pipeline.clone(), false);
+        while let Some(branch) = branches.next().await? {
+            if branch.branch == self.name {
+                return Ok(branch.staged);
+            }
+        }
+        Ok(None)
+    }
+
     async fn get_head(&self, without_state: bool) -> Result<Option<v1::StoredCheckpoint>> {
         let rpc = &self.client.shared.rpc;
         let (pipeline, branch) = (self.pipeline.clone(), self.name.clone());

@@ -2,11 +2,13 @@
 //! committed by reference, or discarded if it was not done. [`TwoPhase`](crate::TwoPhase) does it with a sink, and
 //! [`Worker::arrive`] with the other branches of a barrier.
 //!
-//! A stage whose answer was lost is settled by sending it again, before the worker does anything else: under its id it has
-//! one effect, and it moves no head.
+//! A stage or a discard whose answer was lost is settled by sending it again, before the worker does anything else: under
+//! its id it has one effect, and it moves no head.
 
 use std::sync::PoisonError;
 
+use fencepost::log::v1::Fact;
+use fencepost::log::v1::fact::Kind;
 use fencepost::{Applied, Lsn, Reason, Token, v1};
 use tokio::time::Instant;
 
@@ -15,6 +17,7 @@ use crate::commit::{Commit, Committed};
 use crate::error::{Error, Result};
 use crate::lease::Loss;
 use crate::rpc::{Asked, commits};
+use crate::tail::Tail;
 use crate::worker::{Turn, Worker};
 
 /// What a branch has staged: durable, and no resume point yet. Cloning it does not copy the payload.
@@ -23,7 +26,7 @@ pub struct Staged {
     id: String,
     at_ms: u64,
     checkpoint: StoredCheckpoint,
-    /// Those that come with it, if this worker staged it.
+    /// Those that come with it, unless a resume found it: that does not tell them.
     dead_letters: Vec<v1::DeadLetter>,
     /// The barrier that it has arrived at, or may have.
     barrier: Option<String>,
@@ -167,38 +170,34 @@ impl Worker {
     /// Gives up what is staged, for a reason that is kept in the log: the sink did not commit it, and will not. The branch
     /// stays where it is. An arrival at a barrier is withdrawn with it.
     ///
-    /// Repeats itself until it is answered; that it is not there any more is success.
+    /// Repeats itself for as long as the client's commit deadline allows, and what is not known by then is settled like a
+    /// stage; that it is not there any more is success. Unless it is committed: a barrier that it had arrived at may do that
+    /// at any moment. Then the worker stands at it, and the error is `BARRIER_CLOSED`.
     pub async fn discard_staged(&self, reason: impl Into<String>) -> Result<()> {
         let deadline = self.commit_deadline();
         let mut turn = self.turn.lock().await;
         self.begin(&mut turn, deadline).await?;
         let Some(staged) = self.staged() else { return Err(nothing_staged(self.branch())) };
-        self.discard(&staged, reason.into(), deadline).await
+        self.discard_within(&mut turn, &staged, reason.into(), deadline).await
     }
 
     /// The same within a turn.
-    pub(crate) async fn discard(&self, staged: &Staged, reason: String, deadline: Instant) -> Result<()> {
-        let request = v1::DiscardStagedRequest {
+    pub(crate) async fn discard_within(
+        &self,
+        turn: &mut Turn,
+        staged: &Staged,
+        reason: String,
+        deadline: Instant,
+    ) -> Result<()> {
+        turn.discarding = Some(v1::DiscardStagedRequest {
             cluster: None,
             pipeline: self.pipeline().to_owned(),
             branch: self.branch().to_owned(),
             token: self.token().as_u64(),
             stage_id: staged.id().to_owned(),
             reason,
-        };
-        let rpc = &self.client.shared.rpc;
-        let send = async |channel, request| commits(channel).discard_staged(request).await;
-        let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
-        match asked.result {
-            Ok(_) => self.lease.renewed(asked.sent),
-            Err(error) if error.reason() == Some(Reason::StateMissing) => {}
-            Err(error) => {
-                self.note_loss(&error);
-                return Err(error);
-            }
-        }
-        self.set_staged(None);
-        Ok(())
+        });
+        self.send_discard(turn, deadline).await
     }
 
     /// Finds out how what is in doubt ended.
@@ -216,12 +215,14 @@ impl Worker {
         }
     }
 
-    /// Finds out how a stage ended, if one is in doubt. That it was refused in the end is no error of whatever comes next.
-    pub(crate) async fn settle_stage(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
-        match self.send_stage(turn, deadline).await {
-            Err(error) if turn.staging.is_some() => Err(error),
-            _ => Ok(()),
-        }
+    /// Finds out how a stage or a discard ended, if one is in doubt. That it was refused in the end is no error of whatever
+    /// comes next.
+    pub(crate) async fn settle_staged(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
+        let sent = match self.send_stage(turn, deadline).await {
+            Ok(()) => self.send_discard(turn, deadline).await,
+            refused => refused,
+        };
+        if turn.staging.is_some() || turn.discarding.is_some() { sent } else { Ok(()) }
     }
 
     /// Sends the stage of this turn, if there is one, until it is known how it ended.
@@ -249,6 +250,69 @@ impl Worker {
                 Err(error)
             }
         }
+    }
+
+    /// Sends the discard of this turn, if there is one, until it is known how it ended.
+    async fn send_discard(&self, turn: &mut Turn, deadline: Instant) -> Result<()> {
+        let Some(request) = turn.discarding.clone() else { return Ok(()) };
+        let rpc = &self.client.shared.rpc;
+        let send = async |channel, request| commits(channel).discard_staged(request).await;
+        let asked = rpc.ask_each(request, rpc.options.request_timeout, deadline, send).await;
+        let sent = asked.sent;
+        let discarded = match self.undoubted(asked) {
+            Ok(_) => {
+                self.lease.renewed(sent);
+                self.set_staged(None);
+                Ok(())
+            }
+            Err(error) if error.reason() == Some(Reason::StateMissing) => self.take_in_missing(error).await,
+            Err(error) => {
+                self.note_loss(&error);
+                Err(error)
+            }
+        };
+        if discarded.as_ref().err().is_none_or(|error| error.applied() == Applied::No) {
+            turn.discarding = None;
+        }
+        discarded
+    }
+
+    /// What was to be discarded is not there: an earlier attempt did it, or it is committed.
+    async fn take_in_missing(&self, error: Error) -> Result<()> {
+        if let Some(staged) = self.staged().filter(|staged| error.actual_head() >= Some(staged.sequence())) {
+            self.take_in_committed(staged.clone()).await?;
+            let is_it = |head: &StoredCheckpoint| head.sequence() == staged.sequence() && head.barrier().is_some();
+            let by_barrier = self.head().filter(is_it);
+            return Err(by_barrier.map_or(error, |head| is_committed(&staged, &head)));
+        }
+        self.set_staged(None);
+        Ok(())
+    }
+
+    /// What the branch has staged, as the server has it. It can be what this worker does not know of: a late copy of a stage
+    /// that it has discarded since.
+    pub(crate) async fn look_for_staged(&self, deadline: Instant) -> Result<Option<Staged>> {
+        let search = async {
+            let Some(told) = self.as_branch().staged().await? else { return Ok(None) };
+            if let Some(known) = self.staged().filter(|known| known.lsn().as_u64() == told.lsn) {
+                return Ok(Some(known));
+            }
+            // A list leaves the checkpoint out. The fact has it. If that is gone it was discarded or committed meanwhile.
+            let tail = Tail::left_from(Lsn::from_u64(told.lsn)).pipeline(self.pipeline()).branch(self.branch());
+            let first = self.client.tail(tail).next().await.transpose()?;
+            let Some((_, Fact { kind: Some(Kind::Staged(fact)), .. })) =
+                first.filter(|(lsn, _)| lsn.as_u64() == told.lsn)
+            else {
+                return Ok(None);
+            };
+            let told = v1::StagedCheckpoint { checkpoint: fact.checkpoint, ..told };
+            let staged = Staged::from_message(self.pipeline(), self.branch(), told);
+            staged.checkpoint.verify()?;
+            Ok(Some(Staged { dead_letters: fact.dead_letters, ..staged }))
+        };
+        let cause = || format!("what branch '{}' has staged could not be found out in time", self.branch());
+        let late = |_| Err(Error::Unanswered { endpoint: self.client.endpoint().to_owned(), cause: cause() });
+        tokio::time::timeout_at(deadline, search).await.unwrap_or_else(late)
     }
 
     /// What an idempotent request came to. If an attempt was lost and the last one was only put off, it is not known.
@@ -279,6 +343,19 @@ impl Worker {
     pub(crate) fn commit_deadline(&self) -> Instant {
         Instant::now() + self.client.shared.rpc.options.commit_deadline
     }
+}
+
+/// What is said to whoever would discard what is committed already.
+fn is_committed(staged: &Staged, head: &StoredCheckpoint) -> Error {
+    let (id, sequence, barrier) = (staged.id(), head.sequence(), head.barrier().unwrap_or_default());
+    let message = format!(
+        "'{id}' was committed as sequence {sequence} by barrier '{barrier}' before it could be discarded: go on from there, or \
+         rewind the branch"
+    );
+    let closed_lsn = head.lsn().as_u64().to_string();
+    let metadata = [("applied", "no"), ("barrier", barrier), ("closed_lsn", &closed_lsn), ("stage_id", id)];
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Error::from_refusal(v1::Refusal { reason: Reason::BarrierClosed.as_str().to_owned(), message, metadata })
 }
 
 pub(crate) fn nothing_staged(branch: &str) -> Error {

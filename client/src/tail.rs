@@ -45,6 +45,11 @@ impl Tail {
         Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), allow_gaps, ..Default::default() } }
     }
 
+    /// From the fact at `lsn` on, with what compaction has left there.
+    pub(crate) fn left_from(lsn: Lsn) -> Tail {
+        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), allow_gaps: true, ..Default::default() } }
+    }
+
     /// Only facts about this pipeline.
     pub fn pipeline(mut self, pipeline: impl Into<String>) -> Tail {
         self.request.pipeline = pipeline.into();

@@ -52,13 +52,16 @@ pub(crate) struct Turn {
     pub(crate) doubt: Option<Arc<Doubt>>,
     /// What was staged last, if it is not known how that ended.
     pub(crate) staging: Option<v1::StageRequest>,
+    /// The discard that was begun last, if it is not known how that ended.
+    pub(crate) discarding: Option<v1::DiscardStagedRequest>,
 }
 
 impl Worker {
     pub(crate) fn start(client: Client, lease: Lease, due: Instant, found: Found) -> Worker {
         let lease = Arc::new(lease);
         client.shared.keeper.keep(lease.clone(), due);
-        let turn = Turn { session: client.shared.road.open_session(), begun: 0, doubt: None, staging: None };
+        let session = client.shared.road.open_session();
+        let turn = Turn { session, begun: 0, doubt: None, staging: None, discarding: None };
         let Found { head, staged, predecessor, open_barriers } = found;
         Worker {
             client,
@@ -159,16 +162,20 @@ impl Worker {
         self.lease.validity()
     }
 
-    /// Reads the head again, after an error whose action is [`fencepost::Action::Resync`].
+    /// Reads the head again and what is staged, after an error whose action is [`fencepost::Action::Resync`].
     pub async fn resync(&self) -> Result<Option<StoredCheckpoint>> {
         let mut turn = self.turn.lock().await;
-        self.settle(&mut turn, self.commit_deadline()).await?;
+        let deadline = self.commit_deadline();
+        self.settle(&mut turn, deadline).await?;
+        // In this order, because what is staged can become the head meanwhile.
+        let staged = self.look_for_staged(deadline).await?;
         let head = match self.as_branch().head().await {
             Ok(head) => Some(head),
             Err(error) if error.reason() == Some(Reason::StateMissing) => None,
             Err(error) => return Err(error),
         };
         self.move_to(head.clone());
+        self.set_staged(staged.filter(|staged| staged.sequence() > self.sequence()));
         Ok(head)
     }
 
@@ -198,8 +205,8 @@ impl Worker {
             }
         }
         // Rare, and large: a commit's future is not to carry it.
-        if turn.staging.is_some() {
-            Box::pin(self.settle_stage(turn, deadline)).await?;
+        if turn.staging.is_some() || turn.discarding.is_some() {
+            Box::pin(self.settle_staged(turn, deadline)).await?;
         }
         if let Some(barrier) = self.staged().as_ref().and_then(Staged::barrier) {
             Box::pin(self.settle_arrival(barrier, deadline)).await?;

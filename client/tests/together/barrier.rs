@@ -119,6 +119,22 @@ async fn an_arrival_has_one_effect_whatever_is_lost() {
 }
 
 #[tokio::test]
+async fn a_repeated_arrival_is_no_sign_of_life() {
+    let store = Store::open().await;
+    open(&store).await;
+    let jfk = store.worker("jfk").await;
+    jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+    // Long enough before the first keepalive, which is one.
+    let later = jfk.ttl() * 88 / 100;
+    while jfk.validity() > later {
+        tokio::task::yield_now().await;
+    }
+    jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+    jfk.arrive_staged(DAY).await.unwrap();
+    assert!(jfk.validity() < later, "{:?}", jfk.validity());
+}
+
+#[tokio::test]
 async fn an_arrival_that_was_given_up_half_way_is_settled_before_the_next_operation() {
     // Two steps for the resume, two for the stage; then before the arrival was there, and after.
     for (steps, was_there) in [(5, false), (6, true)] {
@@ -149,6 +165,32 @@ async fn an_arrival_that_was_given_up_half_way_is_settled_before_the_next_operat
         }
         assert_eq!(lga.wait_at(DAY).await.unwrap().sequence, 1);
     }
+}
+
+#[tokio::test]
+async fn what_a_barrier_has_committed_is_not_called_discarded() {
+    let store = Store::open().await;
+    open(&store).await;
+    let lga = store.worker("lga").await;
+    // Two steps each for the resume, the stage, the arrival and the look at the barrier: the discard is on its way.
+    let fuse = Fuse::new(9);
+    let jfk = store.road_with(&fuse).worker("jfk").await;
+    jfk.arrive(DAY, Checkpoint::at("10").state("of jfk")).await.unwrap();
+    let overtake = async {
+        fuse.blown().await;
+        assert_eq!(lga.arrive(DAY, Checkpoint::at("20")).await.unwrap().state(), BarrierState::Committed);
+        fuse.mend();
+    };
+    let (discarded, ()) = tokio::join!(jfk.discard_staged("not wanted"), overtake);
+    let error = discarded.unwrap_err();
+    assert_eq!((error.reason(), error.applied()), (Some(Reason::BarrierClosed), Applied::No), "{error}");
+    for part in [DAY, "as sequence 1", "before it could be discarded"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let closed = store.pipeline().barrier(DAY).get().await.unwrap().closed_lsn;
+    assert_eq!(error.refusal().unwrap().metadata()["closed_lsn"], closed.to_string());
+    assert_eq!((head_of(&jfk), jfk.staged()), ((1, Some(DAY.to_owned()), "10".to_owned()), None));
+    assert_eq!(jfk.commit(Checkpoint::at("11")).await.unwrap().sequence, 2);
 }
 
 #[tokio::test]
@@ -208,6 +250,30 @@ async fn what_comes_too_late_is_told_so_and_is_committed_beside() {
     beside.commit(late.late_for(DAY)).await.unwrap();
     assert_eq!(store.branch("late").head().await.unwrap().late_for(), Some(DAY));
     assert_eq!(lga.commit(Checkpoint::at("23")).await.unwrap().sequence, 3);
+}
+
+#[tokio::test]
+async fn other_content_for_a_barrier_that_has_just_committed_this_branch_comes_too_late() {
+    for is_lost in [false, true] {
+        let store = Store::open().await;
+        let (jfk, road) = (store.worker("jfk").await, store.road());
+        open(&store).await;
+        let lga = road.worker("lga").await;
+        jfk.arrive(DAY, Checkpoint::at("10")).await.unwrap();
+        let day = Checkpoint::at("20").state("the day").rows_in(3);
+        let closed = lga.arrive(DAY, day.clone()).await.unwrap();
+        for other in [Checkpoint::at("20").state("more of it").rows_in(3), day.clone().rows_in(4), Checkpoint::at("21")]
+        {
+            if is_lost {
+                road.lose("Arrive", Lost::Answer);
+            }
+            let error = lga.arrive(DAY, other).await.unwrap_err();
+            assert_eq!((error.reason(), error.applied()), (Some(Reason::BarrierClosed), Applied::No), "{error}");
+            assert_eq!((lga.sequence(), lga.staged()), (1, None), "nothing is in the way");
+        }
+        assert_eq!(lga.arrive(DAY, day).await.unwrap(), closed, "the same again");
+        assert_eq!(lga.commit(Checkpoint::at("22")).await.unwrap().sequence, 2);
+    }
 }
 
 #[tokio::test]

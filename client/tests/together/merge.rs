@@ -82,12 +82,17 @@ async fn a_merge_has_one_effect_whatever_is_lost() {
 
 #[tokio::test]
 async fn a_merge_that_was_given_up_half_way_is_settled_before_the_next_operation() {
-    // Two steps for the resume; then before the merge was there, and after.
-    for (steps, sequence) in [(3, 1), (4, 2)] {
+    // Two steps for the resume; then before the merge was there, and after; and, its answer lost, after the repetition told
+    // where it is, and before that was read.
+    for (steps, sequence) in [(3, 1), (4, 2), (7, 2)] {
         let store = Store::open().await;
         inputs(&store).await;
         let fuse = Fuse::new(steps);
-        let day = store.road_with(&fuse).worker("day").await;
+        let road = store.road_with(&fuse);
+        let day = road.worker("day").await;
+        if steps == 7 {
+            road.lose("Merge", Lost::Answer);
+        }
         tokio::select! {
             merged = merged(&day, &["a", "b"]) => panic!("{merged:?}"),
             () = fuse.blown() => {}

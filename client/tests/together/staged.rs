@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fencepost_client::{Applied, Checkpoint, Client, Commit, DeadLetter, Error, Loss, Outcome, Reason};
+use fencepost::v1;
+use fencepost::v1::commit_service_client::CommitServiceClient;
+use fencepost_client::{Action, Applied, Checkpoint, Client, Commit, DeadLetter, Error, Loss, Outcome, Reason};
 use tokio::time::timeout;
 
 use crate::road::{Fuse, Lost, PATIENCE, PIPELINE, Store, fresh};
@@ -149,17 +151,80 @@ async fn a_stage_that_is_in_doubt_at_the_deadline_is_settled_before_the_next_ope
 #[tokio::test]
 async fn that_nothing_is_staged_any_more_is_no_loss_of_the_lease() {
     let store = Store::open().await;
-    // Two steps each for the resume and the stage; the sixth is after the discard.
-    let fuse = Fuse::new(6);
+    store.pipeline().open_barrier("friday").participants(["jfk", "lga"]).open().await.unwrap();
+    // Two steps each for the resume, the stage, the arrival and the look at the barrier: the commit is on its way.
+    let fuse = Fuse::new(9);
     let worker = store.road_with(&fuse).worker("jfk").await;
-    worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
-    tokio::select! {
-        discarded = worker.discard_staged("not wanted") => panic!("{discarded:?}"),
-        () = fuse.blown() => {}
-    }
-    let gone = worker.commit_staged().await.unwrap_err();
+    worker.arrive("friday", Checkpoint::at("10")).await.unwrap();
+    let overtake = async {
+        fuse.blown().await;
+        store.pipeline().barrier("friday").abort("ada", "a test").await.unwrap();
+        fuse.mend();
+    };
+    let (committed, ()) = tokio::join!(worker.commit_staged(), overtake);
+    let gone = committed.unwrap_err();
     assert_eq!((gone.reason(), worker.staged()), (Some(Reason::StateMissing), None), "{gone}");
     assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+}
+
+#[tokio::test]
+async fn a_discard_that_was_given_up_half_way_is_settled_before_the_next_operation() {
+    // Two steps each for the resume and the stage; then before the discard was there, and after.
+    for steps in [5, 6] {
+        let store = Store::open().await;
+        let fuse = Fuse::new(steps);
+        let road = store.road_with(&fuse);
+        let worker = road.worker("jfk").await;
+        worker.stage("tx-1", Checkpoint::at("10")).await.unwrap();
+        tokio::select! {
+            discarded = worker.discard_staged("not wanted") => panic!("{discarded:?}"),
+            () = fuse.blown() => {}
+        }
+        let nothing = worker.commit_staged().await.unwrap_err();
+        assert!(matches!(nothing, Error::Invalid { field: "staged", .. }), "{nothing}");
+        assert_eq!((worker.staged(), road.count("DiscardStaged")), (None, 2));
+        assert_eq!(worker.commit(Checkpoint::at("20")).await.unwrap().sequence, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_resync_shows_what_a_late_copy_of_a_stage_has_staged_after_its_discard() {
+    let store = Store::open().await;
+    store.worker("ewr").await;
+    let worker = store.worker("jfk").await;
+    let staged = worker.stage("tx-1", Checkpoint::at("10").state("half")).await.unwrap();
+    worker.discard_staged("not wanted").await.unwrap();
+    assert_eq!((worker.resync().await.unwrap(), worker.staged()), (None, None));
+
+    let stored = staged.checkpoint();
+    let checkpoint = v1::Checkpoint {
+        position: stored.position().clone(),
+        state: stored.state().clone(),
+        ..v1::Checkpoint::default()
+    };
+    let copy = v1::StageRequest {
+        pipeline: PIPELINE.to_owned(),
+        branch: "jfk".to_owned(),
+        token: worker.token().as_u64(),
+        sequence: staged.sequence(),
+        stage_id: staged.id().to_owned(),
+        checkpoint: Some(checkpoint),
+        ..v1::StageRequest::default()
+    };
+    let late = CommitServiceClient::new(store.embedded.channel()).stage(copy).await.unwrap().into_inner().lsn;
+    let pending = worker.commit(Checkpoint::at("20")).await.unwrap_err();
+    assert_eq!((pending.reason(), pending.action()), (Some(Reason::StagedPending), Action::Resync), "{pending}");
+    assert_eq!(worker.staged(), None, "it does not know yet");
+    assert_eq!(worker.resync().await.unwrap(), None);
+    let found = worker.staged().unwrap();
+    assert_eq!((found.id(), found.sequence(), found.lsn().as_u64()), ("tx-1", 1, late));
+    assert_eq!((&*found.checkpoint().position_str(), &found.checkpoint().state()[..]), ("10", &b"half"[..]));
+    assert_eq!((worker.resync().await.unwrap(), worker.staged()), (None, Some(found)), "the same again");
+
+    assert_eq!(worker.commit_staged().await.unwrap().sequence, 1);
+    assert_eq!((&*worker.head().unwrap().position_str(), worker.staged()), ("10", None));
+    assert_eq!(worker.resync().await.unwrap(), Some(store.branch("jfk").head().await.unwrap()));
+    assert_eq!((worker.staged(), worker.commit(Checkpoint::at("20")).await.unwrap().sequence), (None, 2));
 }
 
 #[tokio::test]
