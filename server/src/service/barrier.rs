@@ -2,7 +2,6 @@
 
 use std::convert::identity;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{AbortedParticipant, BarrierAborted, Fact};
@@ -15,23 +14,20 @@ use fencepost::v1::{
 };
 use fencepost::{Lsn, Reason};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::status;
+use super::waiter::Waiter;
 use super::{Backend, facts, lease_of, merge, shape};
 use crate::error::Refusal;
 use crate::log::Log;
-use crate::sequencer::{BARRIER_BYTES_MAX, BarrierChanges, Decision, View};
+use crate::sequencer::{BARRIER_BYTES_MAX, Decision, View};
 use crate::state::{
     AbortVerdict, ArriveVerdict, ClosedBarrier, KnownBarrier, OpenVerdict, check_asked_by, check_id, check_name,
     check_pipeline, named, other_participants,
 };
-
-/// Who waits at a barrier and heard nothing for this long hears a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How many pipelines, barriers and participants are looked at in one read: commits wait meanwhile.
 const LOOKED_AT_MAX: usize = 10_000;
@@ -200,61 +196,6 @@ impl BarrierService for Service {
     }
 }
 
-/// One who waits: told what the barrier is whenever that changes.
-struct Waiter {
-    backend: Backend,
-    request: AwaitBarrierRequest,
-    changes: watch::Receiver<BarrierChanges>,
-    /// The last change of a barrier of the pipeline before the state was looked at.
-    change: Lsn,
-    messages: mpsc::Sender<Result<AwaitBarrierResponse, Status>>,
-}
-
-impl Waiter {
-    async fn run(mut self, first: (Barrier, Lsn)) {
-        let mut stopping = self.backend.stopping.clone();
-        let (mut barrier, mut seen) = first;
-        let mut is_news = true;
-        let mut heartbeat = Instant::now();
-        loop {
-            if is_news {
-                let header = Some(self.backend.sequencer.header(seen));
-                let message = AwaitBarrierResponse { header, barrier: Some(barrier.clone()) };
-                if self.messages.send(Ok(message)).await.is_err() || barrier.state() != Standing::Open {
-                    return;
-                }
-                heartbeat = Instant::now() + HEARTBEAT;
-            }
-            let AwaitBarrierRequest { pipeline, name, .. } = &self.request;
-            let (changes, last) = (&mut self.changes, self.change);
-            let changed = async { changes.wait_for(|it| it.of(pipeline) != last).await.map(|it| it.of(pipeline)) };
-            is_news = tokio::select! {
-                biased;
-                _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
-                () = self.messages.closed() => return,
-                changed = changed => match changed {
-                    Ok(change) => {
-                        self.change = change;
-                        false
-                    }
-                    Err(_) => return,
-                },
-                () = tokio::time::sleep_until(heartbeat) => true,
-            };
-            let now = match look(&self.backend, None, pipeline, name, identity).await {
-                Ok((now, newest)) => {
-                    seen = newest;
-                    now
-                }
-                // A caller that is gone does not hear it.
-                Err(failure) => return drop(self.messages.send(Err(failure)).await),
-            };
-            is_news |= now != barrier;
-            barrier = now;
-        }
-    }
-}
-
 /// A barrier as it is found in the state.
 enum Found {
     Open(Barrier),
@@ -282,7 +223,7 @@ async fn outcome(backend: &Backend, pipeline: &str, name: &str) -> Result<(Barri
 }
 
 /// The barrier as it is now. `failed` makes of a failure what the caller is told.
-async fn look(
+pub(super) async fn look(
     backend: &Backend,
     cluster: Option<ClusterRef>,
     pipeline: &str,

@@ -26,6 +26,7 @@ mod store_status;
 mod tail;
 mod trace;
 mod transfer;
+mod waiter;
 
 use std::sync::Arc;
 
