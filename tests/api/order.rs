@@ -21,9 +21,9 @@ async fn strict() -> Store {
     store
 }
 
-fn integrity(rows_out: u64, schema: &'static str) -> Option<Integrity> {
+fn integrity(rows_out: u64, schema: &'static str) -> Integrity {
     let (rows_in, rows_out) = (Some(3), Some(rows_out));
-    Some(Integrity { rows_in, rows_out, schema_fingerprint: schema.into(), ..Integrity::default() })
+    Integrity { rows_in, rows_out, schema_fingerprint: schema.into(), ..Integrity::default() }
 }
 
 fn each(request: &mut CommitRequest, change: impl Fn(&mut Checkpoint)) {
@@ -36,13 +36,13 @@ async fn a_commit_is_judged_in_the_order_that_is_written_down_over_all_of_its_br
     let (main, old) = (store.take("main").await, store.take("other").await);
     let other = successor(&store, "other").await.token;
     let good = stage("main", main, 1, "tx");
-    let checkpoint = good.checkpoint.map(|given| Checkpoint { integrity: integrity(3, "v1"), ..given });
+    let checkpoint = good.checkpoint.map(|given| Checkpoint { integrity: Some(integrity(3, "v1")), ..given });
     store.stage(StageRequest { checkpoint, ..good }).await.unwrap();
 
     let mut worst = commit_of([("main", main, 1), ("other", old, 2)]);
     worst.not_after_ms = 1;
     worst.branches[0].replayed = vec![DeadLetterId { lsn: 1, number: 2 }];
-    each(&mut worst, |it| it.integrity = integrity(2, "v2"));
+    each(&mut worst, |it| it.integrity = Some(integrity(2, "v2")));
     each(&mut worst, |it| (it.payload_crc32, it.late_for) = (Some(7), "never".to_owned()));
     let refused = async |request: &CommitRequest, reason: Reason| -> HashMap<String, String> {
         refusal(&store.commit(request.clone()).await.unwrap_err(), reason)
@@ -60,9 +60,9 @@ async fn a_commit_is_judged_in_the_order_that_is_written_down_over_all_of_its_br
     assert_eq!(refused(&worst, Reason::InvalidField).await["field"], "branches[0].checkpoint.late_for");
     each(&mut worst, |it| it.late_for.clear());
     assert_eq!(refused(&worst, Reason::IntegrityMismatch).await["rows_out"], "2");
-    each(&mut worst, |it| it.integrity = integrity(3, "v2"));
+    each(&mut worst, |it| it.integrity = Some(integrity(3, "v2")));
     refused(&worst, Reason::SchemaMismatch).await;
-    each(&mut worst, |it| it.integrity = integrity(3, "v1"));
+    each(&mut worst, |it| it.integrity = Some(integrity(3, "v1")));
     refused(&worst, Reason::DeadLetterHandled).await;
     worst.branches[0].replayed.clear();
     store.commit(worst).await.unwrap();
@@ -74,14 +74,14 @@ async fn a_stage_is_judged_like_a_commit_by_row_counts_dead_letters_and_schema()
     let token = store.take("main").await;
     let mut request = stage("main", token, 1, "tx");
     request.dead_letters = vec![DeadLetter { reason: "no delay".to_owned(), ..DeadLetter::default() }];
-    let with = |request: &mut StageRequest, integrity| request.checkpoint.as_mut().unwrap().integrity = integrity;
+    let with = |request: &mut StageRequest, said| request.checkpoint.as_mut().unwrap().integrity = Some(said);
     with(&mut request, integrity(3, "v2"));
     let refused = async |request: &StageRequest, reason: Reason| {
         refusal(&store.stage(request.clone()).await.unwrap_err(), reason)
     };
     let details = refused(&request, Reason::IntegrityMismatch).await;
     assert_eq!((&*details["rows_out"], &*details["dead_letters"]), ("3", "1"));
-    let dead = |schema| integrity(2, schema).map(|it| Integrity { rows_dead: Some(1), ..it });
+    let dead = |schema| Integrity { rows_dead: Some(1), ..integrity(2, schema) };
     with(&mut request, dead("v2"));
     refused(&request, Reason::SchemaMismatch).await;
     with(&mut request, dead("v1"));
