@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{
-    ClusterCreated, Committed, CommittedBranch, Fact, Forked, GenerationStarted, ImportFinished, ImportStarted,
-    Imported, LeaseGranted, LeaseReleased, PolicySet, Rewound, SavepointCreated, SavepointDeleted,
+    ClusterCreated, Committed, CommittedBranch, Fact, Forked, GenerationStarted, Imported, LeaseGranted, LeaseReleased,
+    PolicySet, Rewound, SavepointCreated, SavepointDeleted,
 };
 use fencepost::{Lsn, Token};
 
@@ -330,14 +330,6 @@ impl State {
         Ok(())
     }
 
-    fn apply_import_started(&mut self, started: &ImportStarted) -> Result<(), String> {
-        if self.pipelines.contains_key(&*started.pipeline) {
-            return Err(format!("it makes pipeline '{}', which is already there", started.pipeline));
-        }
-        entry(&mut self.pipelines, &started.pipeline).origin = Origin::Importing(started.digest.clone());
-        Ok(())
-    }
-
     fn apply_imported(&mut self, lsn: Lsn, imported: &Imported) -> Result<(), String> {
         let commit = imported.commit.as_ref().ok_or("it has no commit")?;
         let importing = self.pipelines.get(&*commit.pipeline).is_some_and(|pipeline| pipeline.origin != Origin::Here);
@@ -351,15 +343,6 @@ impl State {
         }
         // As in a compacted log: only what was retained came along, and its tokens were minted elsewhere.
         self.apply_committed(lsn, imported.committed_at_ms, commit, Before::Compacted)
-    }
-
-    fn apply_import_finished(&mut self, finished: &ImportFinished) -> Result<(), String> {
-        let pipeline = entry(&mut self.pipelines, &finished.pipeline);
-        if pipeline.origin != Origin::Importing(finished.digest.clone()) {
-            return Err(format!("pipeline '{}' is not being imported from that file", finished.pipeline));
-        }
-        pipeline.origin = Origin::Imported(finished.digest.clone());
-        Ok(())
     }
 
     /// The branch, made if need be.
