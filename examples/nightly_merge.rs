@@ -74,7 +74,7 @@ struct At {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     support::exit(match cli.role {
-        Some(Role::Airport { at, airport }) => count_airport(&at, &airport).await,
+        Some(Role::Airport { at, airport }) => Box::pin(count_airport(&at, &airport)).await,
         Some(Role::Merger { at }) => merge_days(&at).await,
         None => demonstrate(cli.endpoint, cli.seed).await,
     })

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use fencepost::log::v1::fact::Kind;
 use fencepost::log::v1::{
-    ClusterCreated, Committed, CommittedBranch, Fact, Forked, GenerationStarted, ImportFinished, ImportStarted,
-    Imported, LeaseGranted, LeaseReleased, PolicySet, Rewound, SavepointCreated, SavepointDeleted,
+    ClusterCreated, Committed, CommittedBranch, Fact, Forked, GenerationStarted, Imported, LeaseGranted, LeaseReleased,
+    PolicySet, Rewound, SavepointCreated, SavepointDeleted,
 };
 use fencepost::{Lsn, Token};
 
@@ -333,14 +333,6 @@ impl State {
         Ok(())
     }
 
-    fn apply_import_started(&mut self, started: &ImportStarted) -> Result<(), String> {
-        if self.pipelines.contains_key(&*started.pipeline) {
-            return Err(format!("it makes pipeline '{}', which is already there", started.pipeline));
-        }
-        entry(&mut self.pipelines, &started.pipeline).origin = Origin::Importing(started.digest.clone());
-        Ok(())
-    }
-
     fn apply_imported(&mut self, lsn: Lsn, imported: &Imported) -> Result<(), String> {
         let commit = imported.commit.as_ref().ok_or("it has no commit")?;
         let importing = self.pipelines.get(&*commit.pipeline).is_some_and(|pipeline| pipeline.origin != Origin::Here);
@@ -356,6 +348,7 @@ impl State {
         self.apply_committed(lsn, imported.committed_at_ms, commit, Before::Compacted)
     }
 
+<<<<<<< HEAD
     fn apply_import_finished(&mut self, finished: &ImportFinished) -> Result<(), String> {
         let pipeline = entry(&mut self.pipelines, &finished.pipeline);
         if pipeline.origin != Origin::Importing(finished.digest.clone()) {
@@ -369,6 +362,11 @@ impl State {
     pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> (&mut Branch, &mut DeadLetters) {
         let (branch, shared) = made(&mut self.pipelines, &mut self.branches, pipeline, branch);
         (branch, shared.dead)
+=======
+    /// The branch, made if need be.
+    pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> &mut Branch {
+        made(&mut self.pipelines, &mut self.branches, pipeline, branch).0
+>>>>>>> f2
     }
 
     /// The next token, compared with those before and with the generation.

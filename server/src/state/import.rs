@@ -8,7 +8,7 @@ use fencepost::log::v1::{
 use fencepost::{Lsn, Reason};
 
 use super::pipeline::Origin;
-use super::{Branch, State};
+use super::{Branch, State, entry};
 use crate::error::Refusal;
 
 /// How the begin of an import is judged, if it is not refused.
@@ -158,5 +158,22 @@ impl State {
         }
         let message = format!("pipeline '{pipeline}' is not being imported: begin the import first");
         Err(Refusal::new(Reason::StateMissing, message).with("pipeline", pipeline))
+    }
+
+    pub(super) fn apply_import_started(&mut self, started: &ImportStarted) -> Result<(), String> {
+        if self.pipelines.contains_key(&*started.pipeline) {
+            return Err(format!("it makes pipeline '{}', which is already there", started.pipeline));
+        }
+        entry(&mut self.pipelines, &started.pipeline).origin = Origin::Importing(started.digest.clone());
+        Ok(())
+    }
+
+    pub(super) fn apply_import_finished(&mut self, finished: &ImportFinished) -> Result<(), String> {
+        let pipeline = entry(&mut self.pipelines, &finished.pipeline);
+        if pipeline.origin != Origin::Importing(finished.digest.clone()) {
+            return Err(format!("pipeline '{}' is not being imported from that file", finished.pipeline));
+        }
+        pipeline.origin = Origin::Imported(finished.digest.clone());
+        Ok(())
     }
 }
