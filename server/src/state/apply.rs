@@ -348,25 +348,10 @@ impl State {
         self.apply_committed(lsn, imported.committed_at_ms, commit, Before::Compacted)
     }
 
-<<<<<<< HEAD
-    fn apply_import_finished(&mut self, finished: &ImportFinished) -> Result<(), String> {
-        let pipeline = entry(&mut self.pipelines, &finished.pipeline);
-        if pipeline.origin != Origin::Importing(finished.digest.clone()) {
-            return Err(format!("pipeline '{}' is not being imported from that file", finished.pipeline));
-        }
-        pipeline.origin = Origin::Imported(finished.digest.clone());
-        Ok(())
-    }
-
     /// The branch, made if need be, and the dead letters of its pipeline.
     pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> (&mut Branch, &mut DeadLetters) {
         let (branch, shared) = made(&mut self.pipelines, &mut self.branches, pipeline, branch);
         (branch, shared.dead)
-=======
-    /// The branch, made if need be.
-    pub(super) fn branch_mut(&mut self, pipeline: &str, branch: &str) -> &mut Branch {
-        made(&mut self.pipelines, &mut self.branches, pipeline, branch).0
->>>>>>> f2
     }
 
     /// The next token, compared with those before and with the generation.
