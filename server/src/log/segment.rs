@@ -179,8 +179,10 @@ impl SegmentHeader {
                 return Err(BadSegmentHeader::Damaged);
             }
         }
-        // Numbers are counted on.
-        let is_possible = (1..INDEX_END).contains(&first_index.0) && header.last_number < u64::MAX;
+        // Numbers are counted on, and no run of segments ends where a log that was written cannot have come: each has an entry. So
+        // there is always a number for the segment after a run, and one after that.
+        let is_counted = header.last_number < INDEX_END || header.last_number == segment;
+        let is_possible = (1..INDEX_END).contains(&first_index.0) && is_counted && header.last_number < u64::MAX;
         if version == 0 || !is_possible || !frame::is_zero(fields) {
             return Err(BadSegmentHeader::Damaged);
         }
@@ -454,8 +456,18 @@ mod tests {
 
     #[test]
     fn a_header_with_a_number_that_none_can_follow_is_damaged() {
-        let bad = SegmentHeader { last_number: u64::MAX, ..header() };
-        assert_eq!(SegmentHeader::decode(&bad.encode()), Err(BadSegmentHeader::Damaged));
+        let run = |last_number| SegmentHeader { last_number, judged_at: Lsn::from_u64(1), ..header() };
+        for last_number in [INDEX_END, u64::MAX - 1, u64::MAX] {
+            assert_eq!(
+                SegmentHeader::decode(&run(last_number).encode()),
+                Err(BadSegmentHeader::Damaged),
+                "{last_number}"
+            );
+        }
+        let last = SegmentHeader::decode(&run(INDEX_END - 1).encode()).unwrap();
+        let next = SegmentHeader { identity: Identity { segment: last.last_number + 1, ..last.identity }, ..last };
+        let next = SegmentHeader { last_number: next.identity.segment, judged_at: Lsn::ZERO, ..next };
+        assert_eq!(SegmentHeader::decode(&next.encode()), Ok(next), "the one after the last run is sound");
     }
 
     #[test]
