@@ -159,16 +159,8 @@ fn place(page_token: &str) -> Result<DeadLetterId, Refusal> {
 fn check_discard(request: &DiscardDeadLettersRequest) -> Result<(), Refusal> {
     let DiscardDeadLettersRequest { cluster: _, pipeline, letters, actor, reason } = request;
     check_pipeline("pipeline", pipeline)?;
-    if letters.is_empty() || letters.len() > limits::DEAD_LETTERS_MAX {
-        let expected = format!("1 to {}", limits::DEAD_LETTERS_MAX);
-        let found = format!("{} dead letters", letters.len());
-        return Err(Refusal::field(Reason::InvalidField, "letters", found, &expected));
-    }
+    shape::count("letters", letters.len(), "dead letters", limits::DEAD_LETTERS_MAX)?;
     shape::each_letter_once("letters", letters, &mut BTreeSet::new())?;
     check_asked_by(actor, reason)?;
-    if reason.trim().is_empty() {
-        let expected = "a few words, kept in the log: what is discarded is never processed";
-        return Err(Refusal::field(Reason::InvalidField, "reason", "", expected));
-    }
-    Ok(())
+    shape::reason(reason, "what is discarded is never processed")
 }

@@ -1,14 +1,12 @@
 //! Ending all leases of a pipeline at once.
 
-use fencepost::Reason;
 use fencepost::log::v1::fact::Kind;
 use fencepost::v1::{FenceGroupRequest, FenceGroupResponse, FencedHolder};
 use prost::Message as _;
 use tonic::{Response, Status};
 
-use super::Backend;
 use super::status::status;
-use crate::error::Refusal;
+use super::{Backend, shape};
 use crate::sequencer::Decision;
 use crate::state::{Grant, check_asked_by, check_pipeline};
 
@@ -22,10 +20,7 @@ pub(super) async fn group(
     let sequencer = &backend.sequencer;
     check_pipeline("pipeline", &request.pipeline).map_err(status)?;
     check_asked_by(&request.actor, &request.reason).map_err(status)?;
-    if request.reason.trim().is_empty() {
-        let expected = "a few words, kept in the log: it takes every branch from workers that may be alive";
-        return Err(status(Refusal::field(Reason::InvalidField, "reason", "", expected)));
-    }
+    shape::reason(&request.reason, "it takes every branch from workers that may be alive").map_err(status)?;
     let decided = sequencer
         .decide(request.encoded_len(), move |state, _| {
             let fenced = state.evaluate_fence_group(&request)?;

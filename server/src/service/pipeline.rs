@@ -172,10 +172,7 @@ impl PipelineService for Service {
         let request = request.into_inner();
         check_branch(&request.pipeline, &request.branch)?;
         check_asked_by(&request.actor, &request.reason).map_err(status)?;
-        if request.reason.trim().is_empty() {
-            let expected = "a few words, kept in the log: a rewind abandons checkpoints that were acknowledged";
-            return Err(status(Refusal::field(Reason::InvalidField, "reason", "", expected)));
-        }
+        shape::reason(&request.reason, "a rewind abandons checkpoints that were acknowledged").map_err(status)?;
         let found = match &request.to {
             Some(rewind_request::To::Sequence(sequence)) => {
                 self.find(&request.pipeline, &request.branch, *sequence).await?

@@ -13,7 +13,7 @@ use crate::config::limits;
 use crate::error::Refusal;
 use crate::state::{
     BARRIER_ID_PREFIX, Commit, Digest, Resume, Stage, check_asked_by, check_bytes, check_checkpoint, check_dead_letter,
-    check_id, check_ms, check_name, check_pipeline, check_scope,
+    check_id, check_ms, check_name, check_pipeline, check_scope, excerpt,
 };
 
 /// Checks a request for a branch and fills in the server's default TTL.
@@ -33,9 +33,8 @@ pub(super) fn resume(mut request: ResumeRequest, ttl_default_ms: u64) -> Result<
     check_enum("on_missing", request.on_missing, on_missing, "FAIL or START_FRESH")?;
     let mode = fencepost::v1::ResumeMode::try_from(request.mode).is_ok();
     check_enum("mode", request.mode, mode, "HARD or SOFT")?;
-    if request.takeover() == Takeover::Force && request.reason.trim().is_empty() {
-        let expected = "a few words, kept in the log: FORCE takes a branch from a worker that may be alive";
-        return Err(Refusal::field(Reason::InvalidField, "reason", "", expected));
+    if request.takeover() == Takeover::Force {
+        reason(&request.reason, "FORCE takes a branch from a worker that may be alive")?;
     }
     if request.ttl_ms == 0 {
         request.ttl_ms = ttl_default_ms;
@@ -58,12 +57,7 @@ pub(super) fn resume(mut request: ResumeRequest, ttl_default_ms: u64) -> Result<
 
 /// Checks a keepalive as a whole; each of its leases is judged alone.
 pub(super) fn keep_alive(request: &KeepAliveRequest) -> Result<(), Refusal> {
-    let count = request.leases.len();
-    if count == 0 || count > limits::KEEPALIVE_LEASES_MAX {
-        let expected = format!("1 to {}", limits::KEEPALIVE_LEASES_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "leases", format!("{count} leases"), &expected));
-    }
-    Ok(())
+    count("leases", request.leases.len(), "leases", limits::KEEPALIVE_LEASES_MAX)
 }
 
 /// Checks that a lease is named, and by proper names.
@@ -79,15 +73,11 @@ pub(super) fn lease(lease: Option<LeaseRef>) -> Result<LeaseRef, Refusal> {
 pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
     check_pipeline("pipeline", &request.pipeline)?;
     check_commit_id(&request.commit_id)?;
-    let count = request.branches.len();
-    if count == 0 || count > limits::BRANCHES_MAX {
-        let expected = format!("1 to {}", limits::BRANCHES_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "branches", format!("{count} branches"), &expected));
-    }
+    count("branches", request.branches.len(), "branches", limits::BRANCHES_MAX)?;
     let mut seen = BTreeSet::new();
     for (i, branch) in request.branches.iter().enumerate() {
         check_name(&format!("branches[{i}].branch"), &branch.branch)?;
-        if count > 1 && !seen.insert(branch.branch.as_str()) {
+        if request.branches.len() > 1 && !seen.insert(branch.branch.as_str()) {
             let field = format!("branches[{i}].branch");
             return Err(Refusal::field(Reason::InvalidField, &field, &branch.branch, "each branch once"));
         }
@@ -120,9 +110,8 @@ pub(super) fn commit(mut request: CommitRequest) -> Result<Commit, Refusal> {
             let (field, count) = (format!("branches[{i}].dead_letters"), moved.dead_letters.len());
             return Err(Refusal::field(Reason::InvalidField, &field, count, expected));
         }
-        dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
         letters += moved.dead_letters.len();
-        letter_bytes += moved.dead_letters.iter().map(|letter| letter.payload.len()).sum::<usize>();
+        letter_bytes += dead_letters(&format!("branches[{i}].dead_letters"), &moved.dead_letters)?;
     }
     check_letters("dead_letters", letters, letter_bytes)?;
     check_letters("replayed", request.branches.iter().map(|moved| moved.replayed.len()).sum(), 0)?;
@@ -150,8 +139,7 @@ pub(super) fn stage(mut request: StageRequest) -> Result<Stage, Refusal> {
     check_name("branch", &request.branch)?;
     check_id("stage_id", &request.stage_id)?;
     let payload_fault = given(&request.branch, request.checkpoint.as_mut())?;
-    dead_letters("dead_letters", &request.dead_letters)?;
-    let letter_bytes = request.dead_letters.iter().map(|letter| letter.payload.len()).sum();
+    let letter_bytes = dead_letters("dead_letters", &request.dead_letters)?;
     check_letters("dead_letters", request.dead_letters.len(), letter_bytes)?;
     // Taken apart, so that the compiler asks about the fields that are added.
     let StageRequest { cluster: _, pipeline, branch, token: _, sequence, .. } = &request;
@@ -179,15 +167,11 @@ pub(super) fn merge(request: MergeRequest) -> Result<(Commit, Merge), Refusal> {
         .ok_or_else(|| Refusal::field(Reason::InvalidField, "merge", "", "inputs, function, version and digest"))?;
     check_id("merge.function", &merge.function)?;
     check_id("merge.version", &merge.version)?;
-    let (count, digest_bytes) = (merge.inputs.len(), merge.output_digest.len());
-    if count == 0 || count > limits::MERGE_INPUTS_MAX {
-        let expected = format!("1 to {}", limits::MERGE_INPUTS_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "merge.inputs", format!("{count} inputs"), &expected));
-    }
-    if digest_bytes == 0 {
+    count("merge.inputs", merge.inputs.len(), "inputs", limits::MERGE_INPUTS_MAX)?;
+    if merge.output_digest.is_empty() {
         return Err(Refusal::field(Reason::InvalidField, "merge.output_digest", "", "a digest of the merged output"));
     }
-    check_bytes("merge.output_digest", digest_bytes, limits::FINGERPRINT_BYTES_MAX)?;
+    check_bytes("merge.output_digest", merge.output_digest.len(), limits::FINGERPRINT_BYTES_MAX)?;
     for (i, input) in merge.inputs.iter_mut().enumerate() {
         check_name(&format!("merge.inputs[{i}].branch"), &input.branch)?;
         input.lsn = 0;
@@ -210,11 +194,7 @@ pub(super) fn open_barrier(mut request: OpenBarrierRequest) -> Result<OpenBarrie
     check_pipeline("pipeline", &request.pipeline)?;
     check_name("name", &request.name)?;
     check_asked_by(&request.actor, &request.reason)?;
-    let count = request.participants.len();
-    if count == 0 || count > limits::BRANCHES_MAX {
-        let expected = format!("1 to {}", limits::BRANCHES_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "participants", format!("{count} branches"), &expected));
-    }
+    count("participants", request.participants.len(), "branches", limits::BRANCHES_MAX)?;
     for (i, branch) in request.participants.iter().enumerate() {
         check_name(&format!("participants[{i}]"), branch)?;
     }
@@ -224,6 +204,14 @@ pub(super) fn open_barrier(mut request: OpenBarrierRequest) -> Result<OpenBarrie
     }
     check_ms("timeout_ms", request.timeout_ms, Duration::ZERO, limits::BARRIER_TIMEOUT_MAX)?;
     Ok(request)
+}
+
+/// Checks how many there are of what a request has to have. `what` is what they are called.
+pub(super) fn count(field: &str, count: usize, what: &str, max: usize) -> Result<(), Refusal> {
+    if (1..=max).contains(&count) {
+        return Ok(());
+    }
+    Err(Refusal::field(Reason::InvalidField, field, format!("{count} {what}"), &format!("1 to {max}")))
 }
 
 /// Checks a reason that has to be given.
@@ -249,11 +237,12 @@ fn checkpoint(field: &str, branch: &str, checkpoint: &mut Checkpoint) -> Result<
     Ok(declared.filter(|declared| *declared != actual).map(|declared| corrupted(branch, declared, actual)))
 }
 
-fn dead_letters(field: &str, letters: &[DeadLetter]) -> Result<(), Refusal> {
+/// Checks each dead letter. Returns the length of their payloads.
+fn dead_letters(field: &str, letters: &[DeadLetter]) -> Result<usize, Refusal> {
     for (i, letter) in letters.iter().enumerate() {
         check_dead_letter(&format!("{field}[{i}]"), letter)?;
     }
-    Ok(())
+    Ok(letters.iter().map(|letter| letter.payload.len()).sum())
 }
 
 /// Checks that no dead letter is named twice, in this field or in those before.
@@ -281,8 +270,7 @@ fn check_letters(field: &str, count: usize, bytes: usize) -> Result<(), Refusal>
 
 /// What a caller is told whose page token no answer had.
 pub(super) fn bad_page(page_token: &str) -> Refusal {
-    let shown: String = page_token.chars().take(60).flat_map(char::escape_default).collect();
-    Refusal::field(Reason::InvalidField, "page_token", shown, "the next_page_token of an earlier page")
+    Refusal::field(Reason::InvalidField, "page_token", excerpt(page_token), "the next_page_token of an earlier page")
 }
 
 /// Size of a page: what was asked for, or the default.

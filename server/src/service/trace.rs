@@ -5,6 +5,7 @@ use fencepost::{Reason, TraceParent};
 use tonic::Request;
 
 use crate::error::Refusal;
+use crate::state::excerpt;
 
 /// The `traceparent` in the metadata of a call. W3C Trace Context wants an ill-formed one ignored.
 pub(super) fn of_call<T>(request: &Request<T>) -> Option<String> {
@@ -29,8 +30,7 @@ pub(super) fn asked(asked: &str) -> Result<Option<u128>, Refusal> {
     if let Some(trace) = is_hex.then(|| u128::from_str_radix(asked, 16).ok()).flatten() {
         return Ok(Some(trace));
     }
-    let shown: String = asked.chars().take(60).flat_map(char::escape_default).collect();
-    Err(Refusal::field(Reason::InvalidField, "trace_id", shown, "32 hexadecimal digits"))
+    Err(Refusal::field(Reason::InvalidField, "trace_id", excerpt(asked), "32 hexadecimal digits"))
 }
 
 /// Whether a row of a list is of the trace. One that cannot be read may be.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fencepost::v1::{Checkpoint, DeadLetter, Fingerprint, Policy, Schema};
 use fencepost::{NAME_BYTES_MAX, Reason, TraceParent};
 
-use super::check_name;
+use super::{check_name, excerpt};
 use crate::config::limits;
 use crate::error::Refusal;
 
@@ -15,8 +15,7 @@ pub fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
     if is_good {
         return Ok(());
     }
-    let shown: String = id.chars().take(60).flat_map(char::escape_default).collect();
-    Err(Refusal::field(Reason::InvalidName, field, shown, "1 to 128 printable ASCII characters without spaces"))
+    Err(Refusal::field(Reason::InvalidName, field, excerpt(id), "1 to 128 printable ASCII characters without spaces"))
 }
 
 /// Checks the sizes in a checkpoint. `field` is what the refusal calls it.
@@ -51,9 +50,8 @@ pub(super) fn check_traceparent(field: &str, traceparent: &str) -> Result<(), Re
     if traceparent.is_empty() || traceparent.parse::<TraceParent>().is_ok() {
         return Ok(());
     }
-    let shown: String = traceparent.chars().take(60).flat_map(char::escape_default).collect();
     let expected = "00-TRACE_ID-PARENT_ID-FLAGS in lower-case hexadecimal digits, as W3C Trace Context has it";
-    Err(Refusal::field(Reason::InvalidField, field, shown, expected))
+    Err(Refusal::field(Reason::InvalidField, field, excerpt(traceparent), expected))
 }
 
 /// Checks one dead letter, but for the sum of the payloads.
@@ -94,9 +92,8 @@ pub fn check_policy(policy: &Policy) -> Result<(), Refusal> {
 pub fn check_asked_by(actor: &str, reason: &str) -> Result<(), Refusal> {
     let characters = actor.chars().count();
     if characters > limits::ACTOR_CHARS_MAX || actor.chars().any(char::is_control) {
-        let shown: String = actor.chars().take(60).flat_map(char::escape_default).collect();
         let expected = format!("at most {} printable characters", limits::ACTOR_CHARS_MAX);
-        return Err(Refusal::field(Reason::InvalidField, "actor", shown, &expected));
+        return Err(Refusal::field(Reason::InvalidField, "actor", excerpt(actor), &expected));
     }
     check_bytes("reason", reason.len(), limits::REASON_BYTES_MAX)
 }

@@ -59,7 +59,7 @@ pub use import::ImportVerdict;
 pub use keep::Keep;
 pub use lease::{Grant, Resume, ResumeTiming, ResumeVerdict};
 pub use merge::{Input, MergeCommit, MergeVerdict, Merged};
-pub use names::{check_name, check_pipeline};
+pub use names::{check_name, check_pipeline, excerpt};
 pub(crate) use pipeline::entry;
 pub use pipeline::{Branch, Head, Pipeline};
 pub use records::{BadRecord, StateLoader};

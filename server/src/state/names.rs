@@ -25,10 +25,18 @@ fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed) && !name.starts_with(['.', '-'])
 }
 
-/// A name fit to be repeated in a message: whatever came in, it is short and printable.
+/// Characters of what came in that a message repeats.
+const EXCERPT_CHARS: usize = 60;
+
+/// The beginning of a text, fit to be repeated in a message: whatever came in, it is short and printable.
+pub fn excerpt(text: &str) -> String {
+    text.chars().take(EXCERPT_CHARS).flat_map(char::escape_default).collect()
+}
+
+/// The same of a name, which says whether it goes on.
 pub(super) fn shown(name: &str) -> String {
-    let mut shown: String = name.chars().take(60).flat_map(char::escape_default).collect();
-    if name.chars().count() > 60 {
+    let mut shown = excerpt(name);
+    if name.chars().count() > EXCERPT_CHARS {
         shown.push_str("...");
     }
     shown
