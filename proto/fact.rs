@@ -105,6 +105,24 @@ impl Fact {
         }
     }
 
+    /// The same, to be changed.
+    pub fn commit_mut(&mut self) -> Option<&mut Committed> {
+        match self.kind.as_mut()? {
+            Kind::Committed(committed) => Some(committed),
+            Kind::Imported(imported) => imported.commit.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// When the checkpoints in it were committed, in milliseconds since 1970: here or, if they were imported, where they come
+    /// from.
+    pub fn committed_at_ms(&self) -> u64 {
+        match &self.kind {
+            Some(Kind::Imported(imported)) => imported.committed_at_ms,
+            _ => self.at_ms,
+        }
+    }
+
     /// The barrier that it is about.
     pub fn barrier(&self) -> Option<&BarrierRef> {
         match self.kind.as_ref()? {
@@ -166,26 +184,15 @@ impl Fact {
 
     /// Takes out the checkpoints of [`Fact::checkpoints`] of which this says so, by their places there.
     pub fn take_out(&mut self, mut is_taken: impl FnMut(usize) -> bool) {
-        match &mut self.kind {
-            Some(Kind::Forked(forked)) if is_taken(0) => forked.checkpoint = None,
-            Some(Kind::Committed(committed)) => committed.take_out(is_taken),
-            Some(Kind::Imported(imported)) => {
-                if let Some(commit) = &mut imported.commit {
-                    commit.take_out(is_taken);
-                }
-            }
-            _ => {}
+        if let Some(Kind::Forked(forked)) = &mut self.kind
+            && is_taken(0)
+        {
+            forked.checkpoint = None;
         }
-    }
-}
-
-impl Committed {
-    fn take_out(&mut self, mut is_taken: impl FnMut(usize) -> bool) {
-        for (place, moved) in self.branches.iter_mut().enumerate() {
-            if is_taken(place) {
-                moved.checkpoint = None;
-                moved.staged_lsn = 0;
-            }
+        let moved = self.commit_mut().into_iter().flat_map(|commit| &mut commit.branches);
+        for (_, moved) in moved.enumerate().filter(|(place, _)| is_taken(*place)) {
+            moved.checkpoint = None;
+            moved.staged_lsn = 0;
         }
     }
 }

@@ -299,12 +299,7 @@ impl Store {
             let place = Place { lsn, committed_at_ms: now_ms };
             self.places.insert((made.branch.to_owned(), made.sequence), place);
         }
-        let inline = fact.commit().into_iter().flat_map(|it| &it.branches).flat_map(|moved| &moved.dead_letters);
-        let staged = match &fact.kind {
-            Some(Kind::Staged(staged)) => &staged.dead_letters[..],
-            _ => &[],
-        };
-        for (number, letter) in (0..).zip(inline.chain(staged)) {
+        for (number, letter) in (0..).zip(fact.dead_letters()) {
             let name = String::from_utf8_lossy(&letter.payload).into_owned();
             self.letters.insert(name, DeadLetterId { lsn: lsn.as_u64(), number });
         }
@@ -377,12 +372,7 @@ impl Store {
     /// What an open dead letter says, where a reader finds it.
     pub(crate) fn read_letter(&self, id: DeadLetterId) -> Option<String> {
         let (_, fact) = self.log.iter().find(|(at, _)| at.as_u64() == id.lsn)?;
-        let inline = fact.commit().into_iter().flat_map(|it| &it.branches).flat_map(|moved| &moved.dead_letters);
-        let staged = match &fact.kind {
-            Some(Kind::Staged(staged)) => &staged.dead_letters[..],
-            _ => &[],
-        };
-        let letter = inline.chain(staged).nth(id.number as usize)?;
+        let letter = fact.dead_letters().nth(id.number as usize)?;
         Some(String::from_utf8_lossy(&letter.payload).into_owned())
     }
 

@@ -85,10 +85,7 @@ impl<'a> Exporter<'a> {
             || (String::new(), Bytes::from_static(&[0; 16])),
             |commit| (commit.commit_id.clone(), commit.digest.clone()),
         );
-        let committed_at_ms = match &fact.kind {
-            Some(Kind::Imported(imported)) => imported.committed_at_ms,
-            _ => fact.at_ms,
-        };
+        let committed_at_ms = fact.committed_at_ms();
         let parts = [here].into_iter().chain(staged).filter(|branches| !branches.is_empty());
         let kinds = parts.map(|branches| {
             self.commits += 1;

@@ -141,7 +141,7 @@ fn filled(fact: &Fact, id: DeadLetterId, stored: StoredDeadLetter, without_paylo
     // Copies, so that the whole fact does not stay in memory for them.
     letter.payload = if without_payload { Bytes::new() } else { Bytes::copy_from_slice(&letter.payload) };
     letter.source_position = Bytes::copy_from_slice(&letter.source_position);
-    let at_ms = facts::committed_at_ms(fact);
+    let at_ms = fact.committed_at_ms();
     Some(StoredDeadLetter { at_ms, payload_bytes, letter: Some(letter), ..stored })
 }
 

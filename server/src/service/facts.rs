@@ -86,7 +86,7 @@ pub(super) fn checkpoint(
         token: moved.map_or(0, |moved| moved.token),
         lsn: lsn.as_u64(),
         commit_id: commit.map_or_else(String::new, |commit| commit.commit_id.clone()),
-        committed_at_ms: committed_at_ms(&fact),
+        committed_at_ms: fact.committed_at_ms(),
         state_bytes,
         checkpoint: Some(checkpoint),
         unreadable: String::new(),
@@ -161,14 +161,6 @@ pub(super) fn commit(log: &Log, lsn: Lsn) -> Result<Option<Committed>, Refusal> 
         Some(Kind::Imported(imported)) => Ok(imported.commit),
         Some(Kind::Forked(_)) => Ok(None),
         _ => Err(corrupt(lsn, "it is no commit".to_owned())),
-    }
-}
-
-/// When the checkpoints in the fact were committed, here or, if they were imported, where they come from.
-pub(super) fn committed_at_ms(fact: &Fact) -> u64 {
-    match &fact.kind {
-        Some(Kind::Imported(imported)) => imported.committed_at_ms,
-        _ => fact.at_ms,
     }
 }
 

@@ -56,6 +56,7 @@ impl State {
             return Err(inconsistent(format!("it comes after the fact at {}", self.applied)));
         }
         let at_ms = fact.at_ms;
+        let is_whole = before == Before::Whole;
         let outcome = match &fact.kind {
             Some(Kind::ClusterCreated(created)) => self.apply_cluster_created(created),
             Some(Kind::LeaseGranted(granted)) => self.apply_lease_granted(lsn, at_ms, granted, before),
@@ -73,17 +74,13 @@ impl State {
             Some(Kind::ImportStarted(started)) => self.apply_import_started(started),
             Some(Kind::Imported(imported)) => self.apply_imported(lsn, imported),
             Some(Kind::ImportFinished(finished)) => self.apply_import_finished(finished),
-            Some(Kind::Staged(staged)) => self.apply_staged(lsn, at_ms, staged, before == Before::Whole),
-            Some(Kind::StagedDiscarded(discarded)) => self.apply_staged_discarded(discarded, before == Before::Whole),
-            Some(Kind::BarrierOpened(opened)) => self.apply_barrier_opened(lsn, at_ms, opened, before == Before::Whole),
-            Some(Kind::BarrierArrived(arrived)) => self.apply_barrier_arrived(lsn, arrived, before == Before::Whole),
-            Some(Kind::BarrierAborted(aborted)) => {
-                self.apply_barrier_aborted(lsn, at_ms, aborted, before == Before::Whole)
-            }
-            Some(Kind::DeadLettersDiscarded(discarded)) => {
-                self.apply_dead_letters_discarded(discarded, before == Before::Whole)
-            }
-            Some(Kind::SchemaDeclared(declared)) => self.apply_schema_declared(declared, before == Before::Whole),
+            Some(Kind::Staged(staged)) => self.apply_staged(lsn, at_ms, staged, is_whole),
+            Some(Kind::StagedDiscarded(discarded)) => self.apply_staged_discarded(discarded, is_whole),
+            Some(Kind::BarrierOpened(opened)) => self.apply_barrier_opened(lsn, at_ms, opened, is_whole),
+            Some(Kind::BarrierArrived(arrived)) => self.apply_barrier_arrived(lsn, arrived, is_whole),
+            Some(Kind::BarrierAborted(aborted)) => self.apply_barrier_aborted(lsn, at_ms, aborted, is_whole),
+            Some(Kind::DeadLettersDiscarded(discarded)) => self.apply_dead_letters_discarded(discarded, is_whole),
+            Some(Kind::SchemaDeclared(declared)) => self.apply_schema_declared(declared, is_whole),
             Some(Kind::GroupFenced(fenced)) => self.apply_group_fenced(lsn, fenced),
             None => Err("it is of a kind that this version does not know".to_owned()),
         };
@@ -147,7 +144,8 @@ impl State {
             self.apply_moved(lsn, at_ms, committed, moved, before)?;
         }
         let pipeline = entry(&mut self.pipelines, &committed.pipeline);
-        pipeline.apply_replayed(committed, before == Before::Whole)?;
+        let is_whole = before == Before::Whole;
+        pipeline.dead.close(committed.branches.iter().flat_map(|moved| &moved.replayed), "replays", is_whole)?;
         // What was forked before it was exported comes without a commit.
         if !committed.commit_id.is_empty() {
             let digest = Digest::try_from(&committed.digest[..]).map_err(|_| "its digest is not 16 bytes")?;
@@ -162,7 +160,7 @@ impl State {
         }
         if let Some(barrier) = &committed.barrier {
             let closed = ClosedBarrier { lsn, at_ms, is_committed: true };
-            self.close_barrier(&committed.pipeline, barrier, closed, before == Before::Whole)?;
+            self.close_barrier(&committed.pipeline, barrier, closed, is_whole)?;
         }
         Ok(())
     }

@@ -14,12 +14,13 @@ use fencepost::v1::barrier::State as Told;
 use fencepost::v1::{Barrier, Participant};
 
 use super::lease::Standing;
+use super::newest::{Newest, Placed};
 use super::{Branch, Grant, Pipeline, State, entry};
 
 pub use judge::{AbortVerdict, ArriveVerdict, OpenVerdict, named, other_participants};
 
 /// How many closed barriers a pipeline remembers, so that whoever comes late is told. Fewer in the module's own tests.
-pub(super) const CLOSED_REMEMBERED: usize = if cfg!(test) { 2 } else { 1_000 };
+const CLOSED_REMEMBERED: usize = if cfg!(test) { 2 } else { 1_000 };
 
 /// How ids of the commits of barriers begin. Nobody else's do.
 pub const BARRIER_ID_PREFIX: &str = "barrier:";
@@ -85,9 +86,13 @@ pub enum KnownBarrier<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Barriers {
     open: BTreeMap<Box<str>, OpenBarrier>,
-    closed: BTreeMap<Box<str>, ClosedBarrier>,
-    /// The names of the closed ones, oldest first.
-    order: BTreeMap<Lsn, Box<str>>,
+    pub(super) closed: Newest<Box<str>, ClosedBarrier, CLOSED_REMEMBERED>,
+}
+
+impl Placed for ClosedBarrier {
+    fn lsn(&self) -> Lsn {
+        self.lsn
+    }
 }
 
 impl Barriers {
@@ -95,44 +100,19 @@ impl Barriers {
         self.open.get(name)
     }
 
-    pub(super) fn closed(&self, name: &str) -> Option<&ClosedBarrier> {
-        self.closed.get(name)
-    }
-
     pub(super) fn insert_open(&mut self, name: &str, barrier: OpenBarrier) {
         self.open.insert(name.into(), barrier);
-    }
-
-    pub(super) fn insert_closed(&mut self, name: &str, closed: ClosedBarrier) {
-        if let Some(before) = self.closed.insert(name.into(), closed) {
-            self.order.remove(&before.lsn);
-        }
-        self.order.insert(closed.lsn, name.into());
-        while self.order.len() > CLOSED_REMEMBERED {
-            if let Some((_, oldest)) = self.order.pop_first() {
-                self.closed.remove(&oldest);
-            }
-        }
     }
 
     /// Ends the wait, if this very barrier waits.
     fn close(&mut self, barrier: &BarrierRef, closed: ClosedBarrier) -> Option<OpenBarrier> {
         let is_it = self.open.get(&*barrier.name).is_some_and(|open| open.opened.as_u64() == barrier.opened_lsn);
-        self.insert_closed(&barrier.name, closed);
+        self.closed.insert(barrier.name.as_str().into(), closed);
         if is_it { self.open.remove(&*barrier.name) } else { None }
-    }
-
-    /// Whether the fact at `lsn` closed one that is remembered.
-    pub(super) fn closed_at(&self, lsn: Lsn) -> bool {
-        self.order.contains_key(&lsn)
     }
 
     pub(super) fn iter_open(&self) -> impl Iterator<Item = (&str, &OpenBarrier)> {
         self.open.iter().map(|(name, barrier)| (&**name, barrier))
-    }
-
-    pub(super) fn iter_closed(&self) -> impl DoubleEndedIterator<Item = (&str, &ClosedBarrier)> {
-        self.order.values().filter_map(|name| Some((&**name, self.closed.get(name)?)))
     }
 }
 
@@ -150,12 +130,12 @@ impl Pipeline {
 
     /// Closed barriers that are remembered, newest first.
     pub fn closed_barriers(&self) -> impl Iterator<Item = (&str, &ClosedBarrier)> {
-        self.barriers.iter_closed().rev()
+        self.barriers.closed.iter().rev().map(|(name, barrier)| (&**name, barrier))
     }
 
     /// The barrier of that name, if it is open or was closed not long ago.
     pub fn barrier(&self, name: &str) -> Option<KnownBarrier<'_>> {
-        let closed = || self.barriers.closed(name).copied().map(KnownBarrier::Closed);
+        let closed = || self.barriers.closed.get(name).copied().map(KnownBarrier::Closed);
         self.barriers.open(name).map(KnownBarrier::Open).or_else(closed)
     }
 

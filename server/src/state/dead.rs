@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use fencepost::log::v1::{Committed, DeadLettersDiscarded};
+use fencepost::log::v1::DeadLettersDiscarded;
 use fencepost::v1::{DeadLetterId, DiscardDeadLettersRequest};
 use fencepost::{Lsn, Reason};
 
@@ -35,7 +35,7 @@ pub(super) struct Part {
 impl Letters {
     /// The checkpoint that this letter came with.
     pub(super) fn part(&self, number: u32) -> Option<&Part> {
-        self.parts.get(self.parts.partition_point(|part| part.end <= number))
+        part_of(&self.parts, number)
     }
 }
 
@@ -99,42 +99,71 @@ impl DeadLetters {
         self.by_fact.insert(lsn, letters);
     }
 
-    /// Closes one. Whether it was open.
-    pub(super) fn close(&mut self, id: &DeadLetterId) -> bool {
-        self.close_where(Lsn::from_u64(id.lsn), |number, _| number == id.number) > 0
+    /// Closes these, each of which is open, unless facts may be missing. `what` is done with them.
+    pub(super) fn close<'a>(
+        &mut self,
+        ids: impl IntoIterator<Item = &'a DeadLetterId>,
+        what: &str,
+        is_whole: bool,
+    ) -> Result<(), String> {
+        for id in ids {
+            if !self.close_one(id) && is_whole {
+                return Err(format!("it {what} dead letter {id}, which is not open"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it was open.
+    fn close_one(&mut self, id: &DeadLetterId) -> bool {
+        let lsn = Lsn::from_u64(id.lsn);
+        let Some(letters) = self.by_fact.get_mut(&lsn) else { return false };
+        let Ok(place) = letters.open.binary_search(&id.number) else { return false };
+        let Some(branch) = letters.part(id.number).map(|part| part.branch.clone()) else { return false };
+        letters.open.remove(place);
+        self.uncount(&branch, 1);
+        self.let_go(lsn);
+        true
     }
 
     /// Closes what a rewind leaves behind.
     pub(super) fn abandon(&mut self, branch: &str, to_sequence: u64) {
+        if self.count_of(branch) == 0 {
+            return;
+        }
         let facts: Vec<Lsn> = self.by_fact.keys().copied().collect();
         for lsn in facts {
-            self.close_where(lsn, |_, part| *part.branch == *branch && part.sequence > to_sequence);
+            let Some(Letters { parts, open }) = self.by_fact.get_mut(&lsn) else { continue };
+            let before = open.len();
+            let is_left_behind = |part: &Part| *part.branch == *branch && part.sequence > to_sequence;
+            open.retain(|number| !part_of(parts, *number).is_some_and(is_left_behind));
+            let closed = (before - open.len()) as u64;
+            self.uncount(branch, closed);
+            self.let_go(lsn);
         }
     }
 
-    fn close_where(&mut self, lsn: Lsn, is_closed: impl Fn(u32, &Part) -> bool) -> u64 {
-        let DeadLetters { by_fact, open, by_branch, .. } = self;
-        let Some(letters) = by_fact.get_mut(&lsn) else { return 0 };
-        let Letters { parts, open: numbers } = letters;
-        let mut closed = 0;
-        numbers.retain(|number| {
-            let part = parts.get(parts.partition_point(|part| part.end <= *number));
-            let Some(part) = part.filter(|part| is_closed(*number, part)) else { return true };
-            closed += 1;
-            if let Some(count) = by_branch.get_mut(&part.branch) {
-                *count -= 1;
-                if *count == 0 {
-                    by_branch.remove(&part.branch);
-                }
+    fn uncount(&mut self, branch: &str, closed: u64) {
+        self.open -= closed;
+        if let Some(count) = self.by_branch.get_mut(branch) {
+            *count -= closed;
+            if *count == 0 {
+                self.by_branch.remove(branch);
             }
-            false
-        });
-        if numbers.is_empty() {
-            by_fact.remove(&lsn);
         }
-        *open -= closed;
-        closed
     }
+
+    /// Forgets the fact, if none of its letters is open any more.
+    fn let_go(&mut self, lsn: Lsn) {
+        if self.by_fact.get(&lsn).is_some_and(|letters| letters.open.is_empty()) {
+            self.by_fact.remove(&lsn);
+        }
+    }
+}
+
+/// The part that this letter is in.
+fn part_of(parts: &[Part], number: u32) -> Option<&Part> {
+    parts.get(parts.partition_point(|part| part.end <= number))
 }
 
 impl Pipeline {
@@ -185,16 +214,6 @@ impl Pipeline {
         );
         Err(Refusal::field(Reason::TooLarge, "dead_letters", added, &expected))
     }
-
-    /// Takes in which letters a commit has handled.
-    pub(super) fn apply_replayed(&mut self, committed: &Committed, is_whole: bool) -> Result<(), String> {
-        for id in committed.branches.iter().flat_map(|moved| &moved.replayed) {
-            if !self.dead.close(id) && is_whole {
-                return Err(format!("it replays dead letter {id}, which is not open"));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl State {
@@ -216,13 +235,7 @@ impl State {
         fact: &DeadLettersDiscarded,
         is_whole: bool,
     ) -> Result<(), String> {
-        let pipeline = entry(&mut self.pipelines, &fact.pipeline);
-        for id in &fact.letters {
-            if !pipeline.dead.close(id) && is_whole {
-                return Err(format!("it discards dead letter {id}, which is not open"));
-            }
-        }
-        Ok(())
+        entry(&mut self.pipelines, &fact.pipeline).dead.close(&fact.letters, "discards", is_whole)
     }
 }
 

@@ -124,12 +124,7 @@ fn commit_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, commit: &Committed, i
         return kept;
     }
     let mut reduced = if let Keep::Reduced(reduced) = kept { reduced } else { Box::new(fact.clone()) };
-    let commit = match &mut reduced.kind {
-        Some(Kind::Committed(commit)) => Some(commit),
-        Some(Kind::Imported(imported)) => imported.commit.as_mut(),
-        _ => None,
-    };
-    for moved in commit.into_iter().flat_map(|commit| &mut commit.branches) {
+    for moved in reduced.commit_mut().into_iter().flat_map(|commit| &mut commit.branches) {
         moved.handled_dead_letters += std::mem::take(&mut moved.dead_letters).len() as u32;
     }
     Keep::Reduced(reduced)
@@ -148,7 +143,7 @@ fn is_any_left<'a>(mut letters: impl Iterator<Item = &'a DeadLetterId>, is_gone:
 /// Whether the end of a barrier is remembered, or its opening is still there, so that it would be open again.
 fn closing_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_gone: &dyn Fn(Lsn) -> bool) -> bool {
     let opened = fact.barrier().map_or(Lsn::ZERO, |barrier| Lsn::from_u64(barrier.opened_lsn));
-    pipeline.barriers.closed_at(lsn) || !is_gone(opened)
+    pipeline.barriers.closed.made_at(lsn) || !is_gone(opened)
 }
 
 /// What was staged goes once it is neither staged any more nor the retained checkpoint that a commit made of it, and none of
@@ -162,23 +157,24 @@ fn staged_kept(pipeline: &Pipeline, lsn: Lsn, staged: &Staged, fact: &Fact) -> K
         && !branch.is_abandoned(staged.sequence, lsn);
     let is_needed = is_staged || is_retained || pipeline.savepoints.pin_sequence(&staged.branch, staged.sequence);
     let has_open = pipeline.dead.is_any_open(lsn);
-    let has_letters = !staged.dead_letters.is_empty();
-    if is_needed && (is_staged || has_open || !has_letters) {
-        return Keep::Whole;
-    }
     if !is_needed && !has_open {
         return Keep::Nothing;
     }
+    let without_checkpoint = !is_needed && staged.checkpoint.is_some();
+    let without_letters = !has_open && !is_staged && !staged.dead_letters.is_empty();
+    if !without_checkpoint && !without_letters {
+        return Keep::Whole;
+    }
     let mut reduced = fact.clone();
     if let Some(Kind::Staged(staged)) = &mut reduced.kind {
-        if !is_needed {
+        if without_checkpoint {
             staged.checkpoint = None;
         }
-        if !has_open && !is_staged {
+        if without_letters {
             staged.handled_dead_letters += std::mem::take(&mut staged.dead_letters).len() as u32;
         }
     }
-    if reduced == *fact { Keep::Whole } else { Keep::Reduced(Box::new(reduced)) }
+    Keep::Reduced(Box::new(reduced))
 }
 
 fn checkpoints_kept(pipeline: &Pipeline, lsn: Lsn, fact: &Fact, is_shell_kept: impl FnOnce() -> bool) -> Keep {

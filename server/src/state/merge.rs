@@ -3,17 +3,17 @@
 //! The same inputs, merged by the same function, give the same output. So the first result stands, and another one is told.
 //! Inputs are known by their places in the log: after a rewind a sequence is used again for something else.
 
-use std::collections::BTreeMap;
-
 use fencepost::log::v1::Committed;
 use fencepost::v1::{Merge, MergeInput};
 use fencepost::{Lsn, Reason};
 
+use super::newest::{Newest, Placed};
+use super::schema::shown_fingerprint;
 use super::{Commit, Digest, Pipeline, State};
 use crate::error::Refusal;
 
 /// How many of its newest merges a pipeline remembers. Fewer in the module's own tests.
-pub(super) const MERGES_REMEMBERED: usize = if cfg!(test) { 4 } else { 10_000 };
+const MERGES_REMEMBERED: usize = if cfg!(test) { 4 } else { 10_000 };
 
 /// A merge, its shape already checked.
 #[derive(Clone, Debug)]
@@ -58,39 +58,12 @@ pub struct Merged {
     pub output_digest: Box<[u8]>,
 }
 
-/// The merges of a pipeline.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Merges {
-    by_inputs: BTreeMap<Digest, Merged>,
-    /// Oldest first.
-    order: BTreeMap<Lsn, Digest>,
-}
+/// The merges of a pipeline, by what identifies their inputs.
+pub(super) type Merges = Newest<Digest, Merged, MERGES_REMEMBERED>;
 
-impl Merges {
-    pub(super) fn get(&self, inputs: &Digest) -> Option<&Merged> {
-        self.by_inputs.get(inputs)
-    }
-
-    pub(super) fn insert(&mut self, inputs: Digest, merged: Merged) {
-        let lsn = merged.lsn;
-        if let Some(before) = self.by_inputs.insert(inputs, merged) {
-            self.order.remove(&before.lsn);
-        }
-        self.order.insert(lsn, inputs);
-        while self.order.len() > MERGES_REMEMBERED {
-            if let Some((_, oldest)) = self.order.pop_first() {
-                self.by_inputs.remove(&oldest);
-            }
-        }
-    }
-
-    pub(super) fn made_at(&self, lsn: Lsn) -> bool {
-        self.order.contains_key(&lsn)
-    }
-
-    /// Oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Digest, &Merged)> {
-        self.order.values().filter_map(|inputs| Some((inputs, self.by_inputs.get(inputs)?)))
+impl Placed for Merged {
+    fn lsn(&self) -> Lsn {
+        self.lsn
     }
 }
 
@@ -136,7 +109,8 @@ fn check_schemas(inputs: &[Input]) -> Result<(), Refusal> {
     let mut said = inputs.iter().filter(|it| !it.schema.is_empty());
     let Some(first) = said.next() else { return Ok(()) };
     let Some(other) = said.find(|it| it.schema != first.schema) else { return Ok(()) };
-    let told = |Input { input, schema }: &Input| (format!("{}@{}", input.branch, input.sequence), hex(schema));
+    let told =
+        |Input { input, schema }: &Input| (format!("{}@{}", input.branch, input.sequence), shown_fingerprint(schema));
     let ((first, first_schema), (other, other_schema)) = (told(first), told(other));
     let message = format!(
         "input {first} has schema {first_schema}, and input {other} has {other_schema}: merge checkpoints of one schema, and \
@@ -151,7 +125,7 @@ fn check_schemas(inputs: &[Input]) -> Result<(), Refusal> {
 
 fn diverged(pipeline: &str, first: &Merged, merge: &Merge) -> Refusal {
     let Merged { lsn, branch, sequence, output_digest } = first;
-    let (first_digest, digest) = (hex(output_digest), hex(&merge.output_digest));
+    let (first_digest, digest) = (shown_fingerprint(output_digest), shown_fingerprint(&merge.output_digest));
     let message = format!(
         "these inputs of '{pipeline}' were merged by {} {} before, into {branch}@{sequence} (LSN {lsn}) with output digest \
          {first_digest}, not {digest}: the function does not always give the same output, or it changed without a new \
@@ -164,10 +138,6 @@ fn diverged(pipeline: &str, first: &Merged, merge: &Merge) -> Refusal {
         .with("sequence", sequence)
         .with("first_digest", first_digest)
         .with("digest", digest)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What identifies the inputs and how they are merged. Needs their places.

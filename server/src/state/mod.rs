@@ -28,6 +28,7 @@ mod keep;
 mod lease;
 mod merge;
 mod names;
+mod newest;
 mod pipeline;
 mod records;
 mod retention;

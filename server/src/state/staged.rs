@@ -11,6 +11,7 @@ use fencepost::log::v1::{BarrierArrived, Staged as StagedFact, StagedDiscarded};
 use fencepost::v1::{Checkpoint, DiscardStagedRequest, StageRequest, StagedCheckpoint};
 use fencepost::{Lsn, Reason, Token};
 
+use super::barrier::Barriers;
 use super::commit::{check_not_after, check_sequence};
 use super::dead::DeadLetters;
 use super::scope::scope_of;
@@ -214,7 +215,9 @@ impl State {
             return Ok(());
         };
         let barriers = self.pipeline(pipeline).map(|pipeline| &pipeline.barriers);
-        if barriers.is_some_and(|barriers| barriers.open(late_for).is_none() && barriers.closed(late_for).is_some()) {
+        let is_closed =
+            |barriers: &Barriers| barriers.open(late_for).is_none() && barriers.closed.get(late_for).is_some();
+        if barriers.is_some_and(is_closed) {
             return Ok(());
         }
         let expected = "a barrier of the pipeline that has closed: what one still waits for is not late";

@@ -83,17 +83,17 @@ impl State {
         self.check_cluster(request.cluster.as_ref())?;
         let ArriveRequest { pipeline: of, barrier: name, branch: branch_name, token, stage_id, .. } = request;
         self.check_ready(of)?;
-        let known = self.pipeline(of).and_then(|pipeline| Some((pipeline, pipeline.barrier(name)?)));
+        let known = self.known_barrier(of, name);
         let token = self.check_token(of, branch_name, Token::from_u64(*token)).map(|grant| grant.token);
         let (pipeline, open) = match known {
-            None => return token.and(Err(unknown(of, name))),
-            Some((_, KnownBarrier::Closed(closed))) => {
+            Err(unknown) => return token.and(Err(unknown)),
+            Ok((_, KnownBarrier::Closed(closed))) => {
                 let refusal = token.map_or_else(|refusal| refusal, |_| closed.refusal(of, name));
                 // What is staged under this id now was not there, whatever was staged under it before.
                 let is_new = closed.is_committed && self.staged_as(of, branch_name, stage_id).is_ok();
                 return if is_new { Err(refusal) } else { Ok(ArriveVerdict::Late(closed, refusal)) };
             }
-            Some((pipeline, KnownBarrier::Open(open))) => (pipeline, open),
+            Ok((pipeline, KnownBarrier::Open(open))) => (pipeline, open),
         };
         let token = token?;
         if !open.awaits(branch_name) {
@@ -128,10 +128,8 @@ impl State {
         self.check_cluster(request.cluster.as_ref())?;
         let AbortBarrierRequest { pipeline: of, name, actor, reason, .. } = request;
         self.check_ready(of)?;
-        let known = self.pipeline(of).and_then(|pipeline| Some((pipeline, pipeline.barrier(name)?)));
-        match known {
-            None => Err(unknown(of, name)),
-            Some((_, KnownBarrier::Closed(closed))) if closed.is_committed => {
+        match self.known_barrier(of, name)? {
+            (_, KnownBarrier::Closed(closed)) if closed.is_committed => {
                 let message = format!(
                     "barrier '{name}' of '{of}' is complete (LSN {}), and what is committed is not taken back by an abort: \
                      rewind its branches if that is meant",
@@ -139,8 +137,8 @@ impl State {
                 );
                 Err(closed.told(Refusal::new(Reason::BarrierClosed, message), name))
             }
-            Some((_, KnownBarrier::Closed(closed))) => Ok(AbortVerdict::Repeat(closed)),
-            Some((pipeline, KnownBarrier::Open(open))) => {
+            (_, KnownBarrier::Closed(closed)) => Ok(AbortVerdict::Repeat(closed)),
+            (pipeline, KnownBarrier::Open(open)) => {
                 Ok(AbortVerdict::Abort(pipeline.aborted(of, name, open, actor, reason)))
             }
         }

@@ -26,9 +26,9 @@ pub(super) fn written(pipeline: &Pipeline) -> impl Iterator<Item = Record> + use
             ..BarrierState::default()
         })
     });
-    let closed = pipeline.barriers.iter_closed().map(|(name, barrier)| {
+    let closed = pipeline.barriers.closed.iter().map(|(name, barrier)| {
         Record::Barrier(BarrierState {
-            name: name.to_owned(),
+            name: name.to_string(),
             closed_lsn: barrier.lsn.as_u64(),
             closed_at_ms: barrier.at_ms,
             is_committed: barrier.is_committed,
@@ -102,7 +102,7 @@ pub(super) fn barrier(pipeline: &mut Pipeline, written: BarrierState) {
             at_ms: written.closed_at_ms,
             is_committed: written.is_committed,
         };
-        return pipeline.barriers.insert_closed(&written.name, closed);
+        return pipeline.barriers.closed.insert(written.name.into(), closed);
     }
     let open = OpenBarrier {
         opened: Lsn::from_u64(written.opened_lsn),
