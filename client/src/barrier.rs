@@ -252,12 +252,7 @@ pub(crate) fn aborted(barrier: &v1::Barrier) -> Error {
     let missing: Vec<&str> = missing.map(|participant| &*participant.branch).collect();
     let (name, why) = (&barrier.name, &barrier.reason);
     let message = format!("barrier '{name}' was given up, and what had arrived is discarded: {why}");
-    let metadata = [
-        ("applied", "no".to_owned()),
-        ("barrier", name.clone()),
-        ("lsn", Lsn::from_u64(barrier.closed_lsn).to_string()),
-        ("missing", missing.join(",")),
-    ];
-    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Error::from_refusal(v1::Refusal { reason: Reason::BarrierAborted.as_str().to_owned(), message, metadata })
+    let lsn = Lsn::from_u64(barrier.closed_lsn).to_string();
+    let details = [("barrier", name.clone()), ("lsn", lsn), ("missing", missing.join(","))];
+    Error::refused(Reason::BarrierAborted, message, details)
 }

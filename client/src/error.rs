@@ -215,6 +215,17 @@ impl Error {
         Error::Unanswered { endpoint: endpoint.to_owned(), cause }
     }
 
+    /// What the server would refuse, without effect, for what the client finds out by itself.
+    pub(crate) fn refused(
+        reason: Reason,
+        message: String,
+        details: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Error {
+        let details = [("applied", Applied::No.as_str().to_owned())].into_iter().chain(details);
+        let metadata = details.map(|(key, value)| (key.to_owned(), value)).collect();
+        Error::from_refusal(v1::Refusal { reason: reason.as_str().to_owned(), message, metadata })
+    }
+
     /// Reads a refusal inside a message.
     pub(crate) fn from_refusal(refusal: v1::Refusal) -> Error {
         Error::Refused(Box::new(Refusal::from_message(refusal)))

@@ -1,8 +1,9 @@
 //! Requests that must not be done twice.
 //!
 //! Repeating does not make them harmless by itself: between a lost answer and its repetition a worker may have resumed, and
-//! a second rewind, or a second fence, would take its work away; and that dead letters are handled does not say by whom. So after an attempt that was not answered the log is asked
-//! first whether it has the fact, and only if not, the request is sent again.
+//! a second rewind, or a second fence, would take its work away; and that dead letters are handled does not say by whom. So
+//! after an attempt that was not answered the log is asked first whether it has the fact, and only if not, the request is
+//! sent again.
 
 use fencepost::log::v1::fact::Kind;
 use fencepost::{Applied, Lsn};

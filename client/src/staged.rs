@@ -353,9 +353,8 @@ fn is_committed(staged: &Staged, head: &StoredCheckpoint) -> Error {
          rewind the branch"
     );
     let closed_lsn = head.lsn().as_u64().to_string();
-    let metadata = [("applied", "no"), ("barrier", barrier), ("closed_lsn", &closed_lsn), ("stage_id", id)];
-    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    Error::from_refusal(v1::Refusal { reason: Reason::BarrierClosed.as_str().to_owned(), message, metadata })
+    let details = [("barrier", barrier.to_owned()), ("closed_lsn", closed_lsn), ("stage_id", id.to_owned())];
+    Error::refused(Reason::BarrierClosed, message, details)
 }
 
 pub(crate) fn nothing_staged(branch: &str) -> Error {

@@ -47,7 +47,7 @@ impl Tail {
 
     /// From the fact at `lsn` on, with what compaction has left there.
     pub(crate) fn left_from(lsn: Lsn) -> Tail {
-        Tail { request: v1::TailRequest { from_lsn: lsn.as_u64(), allow_gaps: true, ..Default::default() } }
+        Tail { request: v1::TailRequest { allow_gaps: true, ..Tail::from(lsn).request } }
     }
 
     /// Only facts about this pipeline.

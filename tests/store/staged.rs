@@ -124,6 +124,18 @@ async fn read(store: &Embedded, branch: &str, sequence: u64) -> Result<Checkpoin
     Ok(Checkpoint { payload_crc32: None, ..found.checkpoint.unwrap().checkpoint.unwrap() })
 }
 
+/// Stages and commits until two segments are full. Answers the last sequence.
+async fn fill(store: &Embedded, branch: &str, token: u64) -> u64 {
+    let mut sequence = 0;
+    while status(store).await.log.unwrap().segments < 3 {
+        sequence += 1;
+        stage(store, branch, token, sequence).await;
+        // In another entry of the log.
+        commit(store, branch, token, sequence).await;
+    }
+    sequence
+}
+
 /// Changes a byte where this text is in the log. Answers in which file.
 fn damage(data_dir: &Path, text: &str) -> PathBuf {
     let damaged = files_in(&data_dir.join("log")).into_iter().find_map(|file| {
@@ -207,13 +219,7 @@ async fn damage_where_a_checkpoint_was_staged_names_the_checkpoint() {
     let data_dir = dir.path().join("data");
     let store = open_again(config(&data_dir)).await.unwrap();
     let main = take(&store, "main", "1").await.token;
-    let mut sequence = 0;
-    while status(&store).await.log.unwrap().segments < 3 {
-        sequence += 1;
-        stage(&store, "main", main, sequence).await;
-        // In another entry of the log.
-        commit(&store, "main", main, sequence).await;
-    }
+    let sequence = fill(&store, "main", main).await;
     compact(&store).await.unwrap();
     store.close().await.unwrap();
     let kept = sequence - 3;
@@ -231,12 +237,7 @@ async fn nobody_is_fenced_for_a_head_that_was_staged_where_it_cannot_be_read_any
     let store = open_again(config(&data_dir)).await.unwrap();
     let (main, bulk) = (take(&store, "main", "1").await.token, take(&store, "bulk", "2").await.token);
     stage(&store, "main", main, 1).await;
-    let mut sequence = 0;
-    while status(&store).await.log.unwrap().segments < 3 {
-        sequence += 1;
-        stage(&store, "bulk", bulk, sequence).await;
-        commit(&store, "bulk", bulk, sequence).await;
-    }
+    fill(&store, "bulk", bulk).await;
     store.close().await.unwrap();
     damage(&data_dir, "<main@1>");
     let store = open_again(config(&data_dir)).await.unwrap();
